@@ -1,0 +1,1 @@
+"""Checkpoints: whole or absent, with a manifest that says what they hold."""

@@ -1,0 +1,290 @@
+"""RunConfig -> processor, model with its pretrained parts, loaders.
+
+Under ZeRO-3 the LLM (or a whole exported model) is partitioned while it loads, so that no rank ever holds all of it;
+vision encoder and projector are small and are partitioned when DeepSpeed takes the model over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.image_processing_base import ImageProcessingMixin
+
+from pargo_ds import distributed
+from pargo_ds.batch import Batch
+from pargo_ds.config import ConfigError, RunConfig
+from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor, ParGoVisionConfig
+from pargo_ds.model.vision import (
+    VisionTower,
+    load_pretrained_vision,
+    vision_config_from_timm,
+    vision_config_from_transformers,
+)
+from pargo_ds.training.engine import zero_stage
+from pargo_ds.training.meters import FlopModel
+
+
+def dtype_of(run: RunConfig) -> torch.dtype:
+    return torch.bfloat16 if run.train.precision == "bf16" else torch.float32
+
+
+# Configurations
+
+
+def published_config(
+    what: str, name: str, revision: str | None, architecture: dict | None
+) -> PretrainedConfig:
+    """The configuration that a hub name or folder publishes, checked against the run file's architecture numbers."""
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except OSError as error:
+        raise ConfigError(
+            f"{what}.name: {name} is neither a folder with a config.json nor a reachable hub name ({error}); "
+            "on a machine without network fetch it first with tools/fetch_models.py"
+        ) from error
+    found = getattr(config, "vision_config", config) if what == "vision" else config
+    wrong = {
+        key: (value, getattr(found, key))
+        for key, value in (architecture or {}).items()
+        if key != "model_type" and hasattr(found, key) and getattr(found, key) != value
+    }
+    if wrong:
+        shown = ", ".join(
+            f"{key} is {real!r} there, {said!r} in the run file" for key, (said, real) in wrong.items()
+        )
+        raise ConfigError(f"{what}.architecture does not describe {name}: {shown}")
+    return config
+
+
+def text_config(run: RunConfig, offline: bool) -> PretrainedConfig:
+    """The LLM's configuration: `offline` (or random weights) takes the run file's architecture numbers."""
+    llm = run.llm
+    if llm.architecture is not None and (offline or llm.weights == "random"):
+        if "model_type" not in llm.architecture:
+            raise ConfigError("llm.architecture needs model_type, such as llama")
+        return AutoConfig.for_model(**llm.architecture)
+    return published_config("llm", llm.name, llm.revision, llm.architecture)
+
+
+def vision_config(run: RunConfig, offline: bool) -> ParGoVisionConfig:
+    """The encoder's configuration; timm's come from timm itself, without network."""
+    vision = run.vision
+    chosen = {"feature_layer": vision.feature_layer, "feature_norm": vision.feature_norm}
+    if vision.library == "timm":
+        return vision_config_from_timm(vision.name, vision.image_size, **chosen)
+    if vision.architecture is not None and (offline or vision.weights == "random"):
+        source: PretrainedConfig = AutoConfig.for_model(**vision.architecture)
+    else:
+        source = published_config("vision", vision.name, vision.revision, vision.architecture)
+        chosen |= pixel_statistics(vision.name, vision.revision)
+    return vision_config_from_transformers(source, image_size=vision.image_size, name=vision.name, **chosen)
+
+
+def pixel_statistics(name: str, revision: str | None) -> dict[str, list[float]]:
+    """Mean and deviation from the encoder's own preprocessor_config.json."""
+    published, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
+    return {key: published[key] for key in ("image_mean", "image_std") if key in published}
+
+
+def model_config(run: RunConfig, image_token_id: int | None, offline: bool) -> ParGoConfig:
+    """Configuration of the whole model; `image_token_id` None (dry run) stands for the first id after the vocabulary."""
+    text = text_config(run, offline)
+    projector = run.projector.model_dump()
+    token = text.vocab_size if image_token_id is None else image_token_id
+    return ParGoConfig(
+        vision_config=vision_config(run, offline),
+        text_config=text,
+        projector_config=projector,
+        image_token_id=token,
+    )
+
+
+def build_meta_model(run: RunConfig) -> ParGoForConditionalGeneration:
+    """The model without weights, on the meta device."""
+    with torch.device("meta"):
+        return ParGoForConditionalGeneration(model_config(run, None, offline=True))
+
+
+# Processor
+
+
+def build_processor(run: RunConfig) -> ParGoProcessor:
+    """Tokenizer, template and picture preparation; taken over from `start_from` where the run has one."""
+    if run.start_from is not None:
+        return ParGoProcessor.from_pretrained(run.start_from)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(run.llm.name, revision=run.llm.revision)
+    except OSError as error:
+        raise ConfigError(f"llm.name: no tokenizer at {run.llm.name} ({error})") from error
+    return ParGoProcessor(
+        tokenizer,
+        image_size=run.vision.image_size,
+        visual_tokens=run.projector.visual_tokens,
+        resize=run.vision.resize,
+        prompt=run.llm.prompt,
+        system_prompt=run.llm.system_prompt,
+    )
+
+
+# Model
+
+
+def build_model(
+    run: RunConfig, processor: ParGoProcessor, settings: dict[str, Any] | None
+) -> ParGoForConditionalGeneration:
+    """The model with its weights, nothing frozen yet. `settings`: DeepSpeed's; None builds without DeepSpeed.
+
+    Raises ConfigError when weights and run file do not belong together.
+    """
+    torch.manual_seed(run.seed)  # every rank draws the same projector
+    keep_alive = partition_while_loading(settings)
+    if run.start_from is not None:
+        model = load_exported(run)
+    else:
+        model = assemble_parts(run, processor)
+    del keep_alive
+    model.to(dtype_of(run))
+    if run.train.activation_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs by rank
+    return model
+
+
+def partition_while_loading(settings: dict[str, Any] | None) -> object | None:
+    """transformers partitions weights while loading as long as this object lives (ZeRO-3 only)."""
+    if settings is None or zero_stage(settings) != 3:
+        return None
+    from transformers.integrations import HfDeepSpeedConfig
+
+    return HfDeepSpeedConfig(settings)
+
+
+def load_exported(run: RunConfig) -> ParGoForConditionalGeneration:
+    """All weights of an exported folder, strictly; the run file must describe the same model."""
+    model, info = ParGoForConditionalGeneration.from_pretrained(
+        run.start_from, dtype=dtype_of(run), output_loading_info=True
+    )
+    faults = {
+        kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]
+    }
+    if faults:
+        raise ConfigError(f"start_from: {run.start_from} does not hold this model: {faults}")
+    held = model.config.projector_config
+    wrong = {k: (getattr(held, k), v) for k, v in run.projector.model_dump().items() if getattr(held, k) != v}
+    for key in ("name", "image_size", "feature_layer"):
+        there, here = getattr(model.config.vision_config, key), getattr(run.vision, key)
+        if there != here:
+            wrong[f"vision.{key}"] = (there, here)
+    if wrong:
+        shown = ", ".join(
+            f"{key} is {there!r} there, {here!r} in the run file" for key, (there, here) in wrong.items()
+        )
+        raise ConfigError(f"start_from: {run.start_from} holds another model: {shown}")
+    return model
+
+
+def assemble_parts(run: RunConfig, processor: ParGoProcessor) -> ParGoForConditionalGeneration:
+    """Pretrained vision encoder and LLM with a new projector between them."""
+    config = model_config(run, processor.image_token_id, offline=False)
+    llm = load_llm(run, config.text_config)
+    config.projector_config.output_std = embedding_std(llm)
+    return ParGoForConditionalGeneration(config, vision=load_vision(run, config.vision_config), llm=llm)
+
+
+def load_llm(run: RunConfig, config: PretrainedConfig) -> nn.Module:
+    """The causal LM with published weights, every one of them found, or with random ones where the run file says so."""
+    if run.llm.weights == "random":
+        return AutoModelForCausalLM.from_config(config)
+    llm, info = AutoModelForCausalLM.from_pretrained(
+        run.llm.name, revision=run.llm.revision, dtype=dtype_of(run), output_loading_info=True
+    )
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise ConfigError(
+            f"llm.name: {run.llm.name} lacks weights: missing {sorted(info['missing_keys'])[:5]}, "
+            f"of another shape {sorted(map(str, info['mismatched_keys']))[:5]}"
+        )
+    return llm
+
+
+def load_vision(run: RunConfig, config: ParGoVisionConfig) -> VisionTower:
+    """The encoder with local weights, published ones, or random ones, as `vision.weights` says."""
+    weights = run.vision.weights
+    if weights == "random":
+        return VisionTower(config)
+    if weights is None:
+        return load_pretrained_vision(config, run.vision.name, run.vision.revision)
+    path = Path(weights)
+    if path.suffix != ".safetensors" or not path.is_file():
+        raise ConfigError(f"vision.weights: {weights} is no safetensors file; nothing else is read")
+    tower = VisionTower(config)
+    tower.load_backbone(load_file(path))
+    return tower
+
+
+def embedding_std(llm: nn.Module) -> float:
+    """Standard deviation of the LLM's word embeddings; visual tokens start at the same scale."""
+    weight = llm.get_input_embeddings().weight
+    if hasattr(weight, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([weight]):
+            return float(weight.detach().float().std())
+    return float(weight.detach().float().std())
+
+
+def model_fingerprint(model: ParGoForConditionalGeneration) -> str:
+    """Hash of the model's configuration and of every parameter's name, shape and whether it trains."""
+    config = {
+        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")
+    }
+    parameters = [
+        (name, list(getattr(p, "ds_shape", p.shape)), p.requires_grad) for name, p in model.named_parameters()
+    ]
+    body = json.dumps([config, parameters], sort_keys=True, default=str)
+    return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+
+def frozen_sources(run: RunConfig) -> dict[str, Any]:
+    """Where the weights come from that a checkpoint does not hold."""
+    return {
+        "start_from": run.start_from,
+        "vision": {"name": run.vision.name, "revision": run.vision.revision, "weights": run.vision.weights},
+        "llm": {"name": run.llm.name, "revision": run.llm.revision},
+    }
+
+
+def flop_model(model: ParGoForConditionalGeneration) -> FlopModel:
+    """FLOP counts of this model, from a copy on the meta device."""
+    with torch.device("meta"):
+        return FlopModel.of(
+            ParGoForConditionalGeneration(model.config), model.config.vision_config.image_size
+        )
+
+
+# Data
+
+
+def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[Batch]]:
+    """The training loader and this rank's held-out packs."""
+    from pargo_ds.data.loader import PackLoader, held_out_batches
+
+    options = {
+        "data": run.data,
+        "batch": run.batch,
+        "processor": processor,
+        "rank": distributed.rank(),
+        "world_size": distributed.world_size(),
+        "cache_dir": run.run_dir / "cache",
+    }
+    loader = PackLoader(run.data.train, seed=run.seed, workers=run.data.workers, **options)
+    held_out = (
+        held_out_batches(run.data.held_out, packs=run.held_out.packs, **options) if run.data.held_out else []
+    )
+    return loader, held_out

@@ -1,0 +1,67 @@
+"""--dry-run: everything about a run that can be known without a GPU, weights or network."""
+
+from __future__ import annotations
+
+import yaml
+
+from pargo_ds.config import RunConfig
+from pargo_ds.training.assembly import build_meta_model
+from pargo_ds.training.engine import deepspeed_settings, zero_stage
+from pargo_ds.training.freezing import PartCount, apply_freezing, format_table
+from pargo_ds.training.meters import FlopModel
+
+
+def describe(run: RunConfig, world_size: int) -> str:
+    """The resolved run, freeze table, batch arithmetic and memory of the model's states, as text.
+
+    Raises ConfigError or ValueError for whatever would stop the run later.
+    """
+    accumulation = run.check_ranks(world_size)
+    settings = deepspeed_settings(run, world_size)
+    model = build_meta_model(run)
+    rows = apply_freezing(model, run.train)
+    flops = FlopModel.of(model, run.vision.image_size)
+    sections = [
+        "# resolved run",
+        yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False).rstrip(),
+        "\n# what trains",
+        format_table(rows),
+        "\n# batch",
+        batch_arithmetic(run, world_size, accumulation),
+        "\n# model states per rank (weights, gradients, fp32 copies and Adam moments; activations come on top)",
+        state_memory(rows, zero_stage(settings), world_size, run.train.precision),
+        "\n# forward arithmetic",
+        f"vision {flops.vision_per_image / 1e9:,.1f} GFLOP per picture, projector "
+        f"{flops.projector_per_image / 1e9:,.1f} GFLOP per picture, LLM {flops.llm_per_token / 1e9:,.2f} GFLOP per token",
+        "\ndry run: no fault found",
+    ]
+    return "\n".join(sections)
+
+
+def batch_arithmetic(run: RunConfig, world_size: int, accumulation: int) -> str:
+    """How packs, ranks and tokens multiply."""
+    batch, visual = run.batch, run.projector.visual_tokens
+    tokens = batch.packs_per_step * batch.tokens_per_pack
+    by_tokens = batch.tokens_per_pack // (visual + 1)
+    return "\n".join(
+        [
+            f"{batch.packs_per_step} packs per step = {world_size} ranks x {accumulation} micro-batches of one pack",
+            f"{batch.tokens_per_pack:,} tokens per pack -> at most {tokens:,} tokens per step",
+            f"{visual} visual tokens per picture ({run.projector.partial_tokens} partial + "
+            f"{run.projector.global_tokens} global) -> at most {min(by_tokens, batch.pictures_per_pack)} pictures "
+            f"per pack, {min(by_tokens, batch.pictures_per_pack) * batch.packs_per_step} per step",
+        ]
+    )
+
+
+def state_memory(rows: list[PartCount], stage: int, world_size: int, precision: str) -> str:
+    """GiB per rank of weights, gradients and optimizer under this ZeRO stage."""
+    total, trained = sum(r.total for r in rows), sum(r.trainable for r in rows)
+    size = 2 if precision == "bf16" else 4
+    share = {stage_: world_size if stage >= stage_ else 1 for stage_ in (1, 2, 3)}
+    weights = size * total / share[3]
+    gradients = size * trained / share[2]
+    optimizer = (12 if precision == "bf16" else 8) * trained / share[1]
+    parts = {"weights": weights, "gradients": gradients, "optimizer": optimizer}
+    text = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
+    return f"ZeRO-{stage} on {world_size} ranks: {text} GiB; together {sum(parts.values()) / 2**30:.2f} GiB"

@@ -1,0 +1,103 @@
+"""What trains in this stage, and the table that says so.
+
+Each part (vision, projector, llm) is frozen, trained in full, or (llm only) trained through LoRA adapters that peft
+puts into the language model in place; the model package knows nothing of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pargo_ds.config import PARTS, PartSection, TrainSection
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """One row of the freeze table; counts are parameters."""
+
+    part: str
+    mode: str
+    total: int
+    trainable: int
+
+
+def numel(parameter: torch.Tensor) -> int:
+    """Full number of elements; ZeRO-3 keeps it in `ds_numel`, the local tensor may be empty."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def apply_freezing(model: nn.Module, train: TrainSection) -> list[PartCount]:
+    """Set requires_grad part by part (adding LoRA to the llm where asked) and return the freeze table."""
+    if train.llm.mode == "lora":
+        add_lora(model.llm, train.llm)
+    for part in PARTS:
+        mode = getattr(train, part).mode
+        for name, parameter in getattr(model, part).named_parameters():
+            parameter.requires_grad_(is_trained(part, name, mode))
+    return freeze_table(model, train)
+
+
+def is_trained(part: str, name: str, mode: str) -> bool:
+    """Whether the parameter `name` of `part` trains under `mode`; the norm over the vision features never does."""
+    if part == "vision" and name.startswith("feature_norm"):
+        return False
+    return mode == "full" or (mode == "lora" and "lora_" in name)
+
+
+def add_lora(llm: nn.Module, section: PartSection) -> None:
+    """Put LoRA adapters into `llm` in place. Adapters keep the dtype of the weights beside them: DeepSpeed needs one
+    dtype for all that trains (peft's usual fp32 adapters fail beside bf16 weights)."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    lora = section.lora
+    targets = lora.targets
+    if targets == "all-linear":
+        head = llm.get_output_embeddings()
+        targets = sorted(
+            {
+                n.rsplit(".", 1)[-1]
+                for n, m in llm.named_modules()
+                if isinstance(m, nn.Linear) and m is not head
+            }
+        )
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
+    try:
+        inject_adapter_in_model(config, llm)
+    except ValueError as error:
+        linears = sorted({n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear)})
+        raise ValueError(
+            f"train.llm.lora.targets {targets}: {error}; linear layers here: {linears}"
+        ) from error
+    dtype = next(p.dtype for n, p in llm.named_parameters() if "lora_" not in n)
+    for name, parameter in llm.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(dtype)
+
+
+def freeze_table(model: nn.Module, train: TrainSection) -> list[PartCount]:
+    """Parameter counts per part; a tensor shared by two names counts once."""
+    rows = []
+    for part in PARTS:
+        parameters = list(getattr(model, part).parameters())
+        rows.append(
+            PartCount(
+                part=part,
+                mode=getattr(train, part).mode,
+                total=sum(map(numel, parameters)),
+                trainable=sum(numel(p) for p in parameters if p.requires_grad),
+            )
+        )
+    return rows
+
+
+def format_table(rows: list[PartCount]) -> str:
+    """The freeze table as text."""
+    rows = [*rows, PartCount("all", "", sum(r.total for r in rows), sum(r.trainable for r in rows))]
+    lines = [f"{'part':<10} {'mode':<7} {'parameters':>15} {'trainable':>13} {'share':>7}"]
+    for row in rows:
+        share = row.trainable / row.total if row.total else 0.0
+        lines.append(f"{row.part:<10} {row.mode:<7} {row.total:>15,} {row.trainable:>13,} {share:>7.2%}")
+    return "\n".join(lines)

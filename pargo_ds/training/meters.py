@@ -1,0 +1,181 @@
+"""Honest numbers of a step: tokens, fill, data wait, memory, MFU and HFU apart.
+
+FLOPs are counted as the arithmetic that this stage needs: a frozen part has no weight gradient, the vision encoder
+no backward at all, empty packs and blank pictures count nothing. HFU adds what activation checkpointing repeats.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pargo_ds import distributed
+from pargo_ds.batch import Batch
+from pargo_ds.config import RunConfig
+
+# Dense bf16 peak of one device in TFLOP/s (vendors' data sheets, without sparsity).
+PEAK_TFLOPS = {"H200": 989.0, "H100 PCIe": 756.0, "H100": 989.0, "A100": 312.0, "B200": 2250.0, "L40S": 362.0}
+
+
+@dataclass(frozen=True)
+class FlopModel:
+    """Floating-point operations of one forward pass, per unit."""
+
+    vision_per_image: float
+    projector_per_image: float
+    llm_per_token: float
+    """Linear layers only, without the output head."""
+    llm_head_per_target: float
+    llm_attention_per_square: float
+    """Per squared sample length (causal), all layers."""
+
+    @classmethod
+    def of(cls, meta_model: nn.Module, image_size: int) -> FlopModel:
+        """Count on a copy of the model on the meta device: one picture through vision and projector, the LLM from its
+        linear layers and its configuration."""
+        pixels = torch.zeros(1, 3, image_size, image_size, device="meta")
+        with torch.no_grad(), FlopCounterMode(display=False) as vision:
+            features = meta_model.vision(pixels)
+        # with a graph: the counter's hooks stumble over parameters that are returned without one
+        with torch.enable_grad(), FlopCounterMode(display=False) as projector:
+            meta_model.projector(features)
+        llm = meta_model.llm
+        head = llm.get_output_embeddings()
+        linear = sum(m.weight.numel() for m in llm.modules() if isinstance(m, nn.Linear) and m is not head)
+        text = llm.config
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return cls(
+            vision_per_image=float(vision.get_total_flops()),
+            projector_per_image=float(projector.get_total_flops()),
+            llm_per_token=2.0 * linear,
+            llm_head_per_target=2.0 * head.in_features * head.out_features,
+            # scores and weighted sum, 2 FLOPs each per multiply-add, half of the square under a causal mask
+            llm_attention_per_square=2.0 * text.num_attention_heads * head_dim * text.num_hidden_layers,
+        )
+
+    def of_batch(self, batch: Batch, run: RunConfig, training: bool = True) -> tuple[float, float]:
+        """(model FLOPs, hardware FLOPs) of one pack; forward only when not training."""
+        if not batch.sample_ids:
+            return 0.0, 0.0
+        lengths = batch.cu_seqlens.diff().double()
+        vision = self.vision_per_image * batch.num_images
+        projector = self.projector_per_image * batch.num_images
+        linear = self.llm_per_token * batch.num_tokens
+        attention = self.llm_attention_per_square * float((lengths**2).sum())
+        head = self.llm_head_per_target * batch.num_targets
+        forward = vision + projector + linear + attention + head
+        if not training:
+            return forward, forward
+        train = run.train
+        # Gradients reach the projector through the whole LLM, so activations' gradients are needed even when the
+        # LLM is frozen; weights' gradients only where it trains. Attention has twice its forward in backward.
+        backward = linear * (2 if train.llm.mode == "full" else 1) + 2 * attention
+        backward += head * (2 if train.llm.mode == "full" else 1)
+        backward += 2 * projector if train.projector.mode == "full" else 0
+        backward += 2 * vision if train.vision.mode == "full" else 0
+        repeated = projector + linear + attention if train.activation_checkpointing else 0.0
+        return forward + backward, forward + backward + repeated
+
+
+def peak_tflops(run: RunConfig, device: torch.device) -> float | None:
+    """Peak of one device: from the run file, else from the table; None when unknown (CPU)."""
+    if run.reporting.peak_tflops is not None:
+        return run.reporting.peak_tflops
+    if device.type != "cuda" or run.train.precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Most memory this rank has held, GiB: allocated on the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+@dataclass
+class StepMeter:
+    """Adds up one optimizer step on this rank; `reduce` gives the step's figures over all ranks."""
+
+    run: RunConfig
+    flops: FlopModel
+    device: torch.device
+    sums: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.perf_counter)
+
+    def start(self, data_wait_s: float) -> None:
+        """Begin a step whose batches took `data_wait_s` to arrive."""
+        self._started = time.perf_counter() - data_wait_s
+        names = (
+            "loss_sum",
+            "tokens",
+            "targets",
+            "images",
+            "samples",
+            "packs",
+            "model_flops",
+            "hardware_flops",
+        )
+        self.sums = dict.fromkeys(names, 0.0) | {"data_wait_s": data_wait_s}
+
+    def add(self, batch: Batch) -> None:
+        """Count one micro-batch."""
+        model_flops, hardware_flops = self.flops.of_batch(batch, self.run)
+        for name, value in (
+            ("tokens", batch.num_tokens),
+            ("targets", batch.num_targets),
+            ("images", batch.num_images),
+            ("samples", len(batch.sample_ids)),
+            ("packs", 1 if batch.sample_ids else 0),
+            ("model_flops", model_flops),
+            ("hardware_flops", hardware_flops),
+        ):
+            self.sums[name] += value
+
+    def reduce(self, loss_sum: float) -> dict[str, float | None]:
+        """Figures of the step over all ranks (one sum and one max collective); `loss_sum` is this rank's summed
+        cross-entropy over its targets."""
+        self.sums["loss_sum"] = loss_sum
+        ranks = distributed.world_size()
+        summed = dict(
+            zip(self.sums, distributed.all_reduce(list(self.sums.values()), self.device), strict=True)
+        )
+        step_s, data_wait_s, memory, most_images = distributed.all_reduce(
+            [
+                time.perf_counter() - self._started,
+                self.sums["data_wait_s"],
+                memory_gib(self.device),
+                self.sums["images"],
+            ],
+            self.device,
+            "max",
+        )
+        capacity = self.run.batch.tokens_per_pack * max(1.0, summed["packs"])
+        per_device = step_s * ranks * 1e12
+        peak = peak_tflops(self.run, self.device)
+        tflops, hardware = summed["model_flops"] / per_device, summed["hardware_flops"] / per_device
+        return {
+            "loss": summed["loss_sum"] / max(1.0, summed["targets"]),
+            "tokens": summed["tokens"],
+            "target_tokens": summed["targets"],
+            "images": summed["images"],
+            "samples": summed["samples"],
+            "packs": summed["packs"],
+            "fill": summed["tokens"] / capacity,
+            "image_imbalance": most_images * ranks / summed["images"] if summed["images"] else 1.0,
+            "step_s": step_s,
+            "data_wait_s": data_wait_s,
+            "tokens_per_s": summed["tokens"] / step_s,
+            "target_tokens_per_s": summed["targets"] / step_s,
+            "tflops_per_device": tflops,
+            "hardware_tflops_per_device": hardware,
+            "mfu": tflops / peak if peak else None,
+            "hfu": hardware / peak if peak else None,
+            "memory_gib": memory,
+        }

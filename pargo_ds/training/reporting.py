@@ -1,0 +1,137 @@
+"""Where a run's figures go: progress bar, metrics.jsonl, wandb, one log file per rank.
+
+Only rank 0 prints and writes metrics; every rank has its own log file. Nothing here knows secrets: wandb reads its
+key itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import netrc
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pargo_ds import distributed
+from pargo_ds.config import RunConfig
+
+log = logging.getLogger("pargo_ds")
+
+
+def start_logging(run_dir: Path) -> None:
+    """Log to `logs/rank_NNNNN.log` on every rank, and to the terminal on rank 0."""
+    folder = run_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers.clear()
+    to_file = logging.FileHandler(folder / f"rank_{distributed.rank():05d}.log")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(to_file)
+    if distributed.is_main():
+        to_terminal = _AboveTheBar()
+        to_terminal.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(to_terminal)
+
+
+class _AboveTheBar(logging.Handler):
+    """Prints without tearing the progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def _has_wandb_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def _start_wandb(run: RunConfig) -> Any:
+    mode = run.reporting.wandb
+    mode = ("online" if _has_wandb_key() else "offline") if mode == "auto" else mode
+    if mode == "off":
+        return None
+    import wandb
+
+    # The id lives in the run's folder, so that a resumed run continues the same wandb run.
+    id_file = run.run_dir / "wandb_id"
+    run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+    id_file.write_text(run_id)
+    return wandb.init(
+        project=run.reporting.wandb_project,
+        name=run.name,
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        mode=mode,
+        dir=str(run.run_dir),
+        config=run.model_dump(mode="json"),
+        settings=wandb.Settings(silent=True, console="off", disable_git=True),
+    )
+
+
+class Reporter:
+    """Rank 0's progress bar, metrics.jsonl and wandb; does nothing on other ranks."""
+
+    def __init__(self, run: RunConfig, total_steps: int, first_step: int) -> None:
+        self.every = run.reporting.log_every
+        self.active = distributed.is_main()
+        if not self.active:
+            return
+        path = run.run_dir / "metrics.jsonl"
+        drop_lines_after(path, first_step)
+        self.file = path.open("a")
+        self.wandb = _start_wandb(run)
+        self.bar = tqdm(total=total_steps, initial=first_step, desc=run.name, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, figures: dict[str, Any]) -> None:
+        """Report finished step `step` (counted from 1)."""
+        if not self.active:
+            return
+        self.bar.update(1)
+        shown = {"loss": f"{figures['loss']:.3f}", "tok/s": f"{figures['tokens_per_s']:.0f}"}
+        shown |= {"fill": f"{figures['fill']:.0%}", "wait": f"{figures['data_wait_s']:.2f}s"}
+        self.bar.set_postfix(shown, refresh=False)
+        if step % self.every == 0 or "held_out_loss" in figures:
+            # JSON has no NaN; null keeps the file readable by every tool
+            clean = {
+                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()
+            }
+            self.file.write(json.dumps({"step": step, **clean}) + "\n")
+            self.file.flush()
+            if self.wandb is not None:
+                self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=step)
+
+    def close(self) -> None:
+        """Finish all writers."""
+        if not self.active:
+            return
+        self.bar.close()
+        self.file.close()
+        if self.wandb is not None:
+            self.wandb.finish(quiet=True)
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Cut metrics of steps that a resumed run will do again (lines above `step`, and a torn last line)."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if record["step"] <= step:
+            kept.append(line)
+    aside = path.with_suffix(".jsonl.aside")
+    aside.write_text("".join(line + "\n" for line in kept))
+    aside.replace(path)

@@ -1,0 +1,55 @@
+"""The run's folder: config.yaml, logs, metrics.jsonl, checkpoints, DONE (DESIGN, "A run's folder")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pargo_ds.config import ConfigError, RunConfig, parse_config
+
+# Sections that may change between a run and its continuation: they do not touch what is learned.
+FREE_TO_CHANGE = ("output", "checkpoint", "held_out", "reporting", "data.workers", "data.held_out")
+
+
+def open_run_folder(run: RunConfig) -> None:
+    """Create the folder and write config.yaml; ConfigError when it belongs to a run that learns something else."""
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    path = run.run_dir / "config.yaml"
+    if path.is_file():
+        before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
+        changed = differences(before.model_dump(mode="json"), run.model_dump(mode="json"))
+        if changed:
+            shown = "\n".join(
+                f"  - {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items()
+            )
+            raise ConfigError(
+                f"{run.run_dir} holds a run with other settings:\n{shown}\n"
+                "give this run another name (--set name=...), or put these settings back"
+            )
+    aside = path.with_suffix(".aside")
+    aside.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+    aside.replace(path)
+
+
+def differences(before: Any, now: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose values differ, but for those in FREE_TO_CHANGE."""
+    if place in FREE_TO_CHANGE or before == now:
+        return {}
+    if isinstance(before, dict) and isinstance(now, dict):
+        found: dict[str, tuple[Any, Any]] = {}
+        for key in [*before, *(k for k in now if k not in before)]:
+            inner = f"{place}.{key}" if place else key
+            found |= differences(before.get(key), now.get(key), inner)
+        return found
+    return {place: (before, now)}
+
+
+def done_file(run: RunConfig) -> Path:
+    """Exists only when the run has finished."""
+    return run.run_dir / "DONE"
+
+
+def checkpoints_dir(run: RunConfig) -> Path:
+    return run.run_dir / "checkpoints"
