@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,7 @@ def dtype_of(run: RunConfig) -> torch.dtype:
 # Configurations
 
 
-def published_config(
-    what: str, name: str, revision: str | None, architecture: dict | None
-) -> PretrainedConfig:
+def published_config(what: str, name: str, revision: str | None, architecture: dict | None) -> PretrainedConfig:
     """The configuration that a hub name or folder publishes, checked against the run file's architecture numbers."""
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
@@ -56,9 +56,7 @@ def published_config(
         if key != "model_type" and hasattr(found, key) and getattr(found, key) != value
     }
     if wrong:
-        shown = ", ".join(
-            f"{key} is {real!r} there, {said!r} in the run file" for key, (said, real) in wrong.items()
-        )
+        shown = ", ".join(f"{key} is {real!r} there, {said!r} in the run file" for key, (said, real) in wrong.items())
         raise ConfigError(f"{what}.architecture does not describe {name}: {shown}")
     return config
 
@@ -144,12 +142,8 @@ def build_model(
     Raises ConfigError when weights and run file do not belong together.
     """
     torch.manual_seed(run.seed)  # every rank draws the same projector
-    keep_alive = partition_while_loading(settings)
-    if run.start_from is not None:
-        model = load_exported(run)
-    else:
-        model = assemble_parts(run, processor)
-    del keep_alive
+    zero3 = settings if settings is not None and zero_stage(settings) == 3 else None
+    model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
     model.to(dtype_of(run))
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -157,23 +151,29 @@ def build_model(
     return model
 
 
-def partition_while_loading(settings: dict[str, Any] | None) -> object | None:
-    """transformers partitions weights while loading as long as this object lives (ZeRO-3 only)."""
-    if settings is None or zero_stage(settings) != 3:
-        return None
+@contextmanager
+def partition_while_loading(zero3: dict[str, Any] | None) -> Iterator[None]:
+    """transformers' from_pretrained partitions weights over the ranks in here; `zero3` None changes nothing.
+
+    Only for from_pretrained: models that are initialised in here keep the values torch gave their modules at birth.
+    """
+    if zero3 is None:
+        yield
+        return
     from transformers.integrations import HfDeepSpeedConfig
 
-    return HfDeepSpeedConfig(settings)
+    keep_alive = HfDeepSpeedConfig(zero3)  # transformers holds a weak reference to it
+    yield
+    del keep_alive
 
 
-def load_exported(run: RunConfig) -> ParGoForConditionalGeneration:
+def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForConditionalGeneration:
     """All weights of an exported folder, strictly; the run file must describe the same model."""
-    model, info = ParGoForConditionalGeneration.from_pretrained(
-        run.start_from, dtype=dtype_of(run), output_loading_info=True
-    )
-    faults = {
-        kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]
-    }
+    with partition_while_loading(zero3):
+        model, info = ParGoForConditionalGeneration.from_pretrained(
+            run.start_from, dtype=dtype_of(run), output_loading_info=True
+        )
+    faults = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if faults:
         raise ConfigError(f"start_from: {run.start_from} does not hold this model: {faults}")
     held = model.config.projector_config
@@ -183,28 +183,29 @@ def load_exported(run: RunConfig) -> ParGoForConditionalGeneration:
         if there != here:
             wrong[f"vision.{key}"] = (there, here)
     if wrong:
-        shown = ", ".join(
-            f"{key} is {there!r} there, {here!r} in the run file" for key, (there, here) in wrong.items()
-        )
+        shown = ", ".join(f"{key} is {there!r} there, {here!r} in the run file" for key, (there, here) in wrong.items())
         raise ConfigError(f"start_from: {run.start_from} holds another model: {shown}")
     return model
 
 
-def assemble_parts(run: RunConfig, processor: ParGoProcessor) -> ParGoForConditionalGeneration:
+def assemble_parts(
+    run: RunConfig, processor: ParGoProcessor, zero3: dict[str, Any] | None
+) -> ParGoForConditionalGeneration:
     """Pretrained vision encoder and LLM with a new projector between them."""
     config = model_config(run, processor.image_token_id, offline=False)
-    llm = load_llm(run, config.text_config)
+    llm = load_llm(run, config.text_config, zero3)
     config.projector_config.output_std = embedding_std(llm)
     return ParGoForConditionalGeneration(config, vision=load_vision(run, config.vision_config), llm=llm)
 
 
-def load_llm(run: RunConfig, config: PretrainedConfig) -> nn.Module:
+def load_llm(run: RunConfig, config: PretrainedConfig, zero3: dict[str, Any] | None) -> nn.Module:
     """The causal LM with published weights, every one of them found, or with random ones where the run file says so."""
     if run.llm.weights == "random":
         return AutoModelForCausalLM.from_config(config)
-    llm, info = AutoModelForCausalLM.from_pretrained(
-        run.llm.name, revision=run.llm.revision, dtype=dtype_of(run), output_loading_info=True
-    )
+    with partition_while_loading(zero3):
+        llm, info = AutoModelForCausalLM.from_pretrained(
+            run.llm.name, revision=run.llm.revision, dtype=dtype_of(run), output_loading_info=True
+        )
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ConfigError(
             f"llm.name: {run.llm.name} lacks weights: missing {sorted(info['missing_keys'])[:5]}, "
@@ -241,9 +242,7 @@ def embedding_std(llm: nn.Module) -> float:
 
 def model_fingerprint(model: ParGoForConditionalGeneration) -> str:
     """Hash of the model's configuration and of every parameter's name, shape and whether it trains."""
-    config = {
-        k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")
-    }
+    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
     parameters = [
         (name, list(getattr(p, "ds_shape", p.shape)), p.requires_grad) for name, p in model.named_parameters()
     ]
@@ -263,9 +262,8 @@ def frozen_sources(run: RunConfig) -> dict[str, Any]:
 def flop_model(model: ParGoForConditionalGeneration) -> FlopModel:
     """FLOP counts of this model, from a copy on the meta device."""
     with torch.device("meta"):
-        return FlopModel.of(
-            ParGoForConditionalGeneration(model.config), model.config.vision_config.image_size
-        )
+        copy = ParGoForConditionalGeneration(model.config)
+    return FlopModel.of(copy, model.config.vision_config.image_size)
 
 
 # Data
@@ -284,7 +282,5 @@ def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[
         "cache_dir": run.run_dir / "cache",
     }
     loader = PackLoader(run.data.train, seed=run.seed, workers=run.data.workers, **options)
-    held_out = (
-        held_out_batches(run.data.held_out, packs=run.held_out.packs, **options) if run.data.held_out else []
-    )
+    held_out = held_out_batches(run.data.held_out, packs=run.held_out.packs, **options) if run.data.held_out else []
     return loader, held_out

@@ -43,9 +43,7 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
     twice = [f"{key} (its home is {FILLED_HERE[key]})" for key in settings if key in FILLED_HERE]
     if twice:
-        raise ConfigError(
-            f"deepspeed: {path} sets what the run file decides: {', '.join(twice)}; remove it there"
-        )
+        raise ConfigError(f"deepspeed: {path} sets what the run file decides: {', '.join(twice)}; remove it there")
     return settings
 
 
@@ -109,7 +107,5 @@ def build_engine(model: nn.Module, run: RunConfig, settings: dict[str, Any]) -> 
     import deepspeed
 
     optimizer = make_optimizer(parameter_groups(model, run), run, settings)
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=settings, dist_init_required=False
-    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine

@@ -57,20 +57,14 @@ def add_lora(llm: nn.Module, section: PartSection) -> None:
     if targets == "all-linear":
         head = llm.get_output_embeddings()
         targets = sorted(
-            {
-                n.rsplit(".", 1)[-1]
-                for n, m in llm.named_modules()
-                if isinstance(m, nn.Linear) and m is not head
-            }
+            {n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear) and m is not head}
         )
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
         inject_adapter_in_model(config, llm)
     except ValueError as error:
         linears = sorted({n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear)})
-        raise ValueError(
-            f"train.llm.lora.targets {targets}: {error}; linear layers here: {linears}"
-        ) from error
+        raise ValueError(f"train.llm.lora.targets {targets}: {error}; linear layers here: {linears}") from error
     dtype = next(p.dtype for n, p in llm.named_parameters() if "lora_" not in n)
     for name, parameter in llm.named_parameters():
         if "lora_" in name:

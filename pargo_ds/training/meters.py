@@ -143,9 +143,7 @@ class StepMeter:
         cross-entropy over its targets."""
         self.sums["loss_sum"] = loss_sum
         ranks = distributed.world_size()
-        summed = dict(
-            zip(self.sums, distributed.all_reduce(list(self.sums.values()), self.device), strict=True)
-        )
+        summed = dict(zip(self.sums, distributed.all_reduce(list(self.sums.values()), self.device), strict=True))
         step_s, data_wait_s, memory, most_images = distributed.all_reduce(
             [
                 time.perf_counter() - self._started,

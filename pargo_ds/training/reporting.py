@@ -102,9 +102,7 @@ class Reporter:
         self.bar.set_postfix(shown, refresh=False)
         if step % self.every == 0 or "held_out_loss" in figures:
             # JSON has no NaN; null keeps the file readable by every tool
-            clean = {
-                k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()
-            }
+            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
             self.file.write(json.dumps({"step": step, **clean}) + "\n")
             self.file.flush()
             if self.wandb is not None:

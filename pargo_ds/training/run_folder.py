@@ -21,9 +21,7 @@ def open_run_folder(run: RunConfig) -> None:
         before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
         changed = differences(before.model_dump(mode="json"), run.model_dump(mode="json"))
         if changed:
-            shown = "\n".join(
-                f"  - {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items()
-            )
+            shown = "\n".join(f"  - {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items())
             raise ConfigError(
                 f"{run.run_dir} holds a run with other settings:\n{shown}\n"
                 "give this run another name (--set name=...), or put these settings back"

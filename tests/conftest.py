@@ -1,0 +1,158 @@
+"""Tiny real objects shared by the tests: a tokenizer, drawn pictures in MDS shards, a run file, a launcher."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory) -> Path:
+    """A byte-level BPE tokenizer of 400 tokens with a ChatML template, saved as a Hugging Face folder."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = ByteLevelBPETokenizer()
+    texts = [f"A {colour} square. What colour is it? Describe the picture." for colour in COLOURS] * 20
+    bpe.train_from_iterator(texts, vocab_size=400, special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", chat_template=CHATML
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def draw(colour: str, place: int, size: int = 64) -> bytes:
+    """PNG of a square of one colour at one of nine places on grey."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (size, size), "grey")
+    x, y = (place % 3) * size // 3, (place // 3) * size // 3
+    ImageDraw.Draw(picture).rectangle([x, y, x + size // 3, y + size // 3], fill=colour)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def tiny_samples(count: int, first: int = 0) -> list:
+    """Samples of one or two pictures, and every seventh without any."""
+    from pargo_ds.data.schema import Sample
+
+    samples = []
+    for i in range(first, first + count):
+        colours = [COLOURS[(i + k) % 6] for k in range(0 if i % 7 == 3 else 1 + (i % 5 == 0))]
+        images = "<image>" * len(colours)
+        answer = " and ".join(colours) or "nothing"
+        samples.append(
+            Sample(
+                id=f"{i:05d}",
+                images=[draw(colour, (i + k) % 9) for k, colour in enumerate(colours)],
+                turns=[
+                    {"role": "user", "content": f"{images}What colour is it?"},
+                    {"role": "assistant", "content": answer},
+                ],
+                captions={"coarse": f"A {answer} square.", "detailed": f"A {answer} square on grey."} if colours else {},
+            )
+        )
+    return samples
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tmp_path_factory) -> Path:
+    """A folder with MDS shards `train` (120 samples) and `held_out` (20 samples)."""
+    from pargo_ds.data.shards import write_shards
+
+    folder = tmp_path_factory.mktemp("shards")
+    write_shards(tiny_samples(120), folder / "train", shard_bytes=1 << 14)
+    write_shards(tiny_samples(20, first=1000), folder / "held_out")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tokenizer_folder, tiny_shards) -> dict:
+    """A run file's mapping: timm's smallest ViT, two projector layers, a random Llama of two layers, fp32."""
+    return {
+        "name": "tiny",
+        "deepspeed": str(ROOT / "ds_configs/zero3.json"),
+        "vision": {"library": "timm", "name": "test_vit", "weights": "random", "image_size": 64, "feature_norm": True},
+        "projector": {"partial_tokens": 8, "global_tokens": 2, "layers": 2, "width": 32, "heads": 4},
+        "llm": {
+            "name": str(tokenizer_folder),
+            "weights": "random",
+            "architecture": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "vocab_size": 400,
+                "tie_word_embeddings": True,
+            },
+        },
+        "train": {
+            "projector": {"mode": "full", "lr": 3e-3},
+            "llm": {"mode": "full", "lr": 1e-3, "weight_decay": 0.01},
+            "steps": 4,
+            "warmup_steps": 1,
+            "precision": "fp32",
+        },
+        "batch": {"tokens_per_pack": 128, "pictures_per_pack": 6, "packs_per_step": 4},
+        "data": {
+            "train": str(tiny_shards / "train"),
+            "held_out": str(tiny_shards / "held_out"),
+            "text": "turns",
+            "workers": 0,
+        },
+        "checkpoint": {"every": 1000},
+        "held_out": {"every": 1000, "packs": 4},
+        "reporting": {"wandb": "off"},
+    }
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested mapping with `changes` written over `base`."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        result[key] = merged(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return result
+
+
+@pytest.fixture
+def launch(tiny_run, tmp_path):
+    """launch(ranks, changes, *arguments) trains the tiny run in subprocesses; returns (process, run folder)."""
+
+    def start(ranks: int, changes: dict | None = None, *arguments: str, output: Path = tmp_path, module=None):
+        run = merged(tiny_run, {"output": str(output), **(changes or {})})
+        run_file = tmp_path / f"{run['name']}.yaml"
+        run_file.write_text(yaml.safe_dump(run))
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks)]
+        command += ["--standalone", *(module or ["-m", "pargo_ds.train"]), str(run_file), *arguments]
+        return run_command(command), output / run["name"]
+
+    return start
+
+
+def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command of the project with one thread per process; output is captured."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """The run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
