@@ -148,9 +148,7 @@ class TrainSection(Section):
         if self.vision.mode == "lora" or self.projector.mode == "lora":
             raise ValueError("lora is for the llm only; vision and projector are frozen or full")
         if all(getattr(self, part).mode == "frozen" for part in PARTS):
-            raise ValueError(
-                "every part is frozen: nothing would train; set projector: {mode: full, lr: ...}"
-            )
+            raise ValueError("every part is frozen: nothing would train; set projector: {mode: full, lr: ...}")
         if self.steps is not None and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps ({self.warmup_steps}) must be below steps ({self.steps})")
         return self
@@ -239,9 +237,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
         if "/" in self.name or self.name in ("", ".", ".."):
-            raise ValueError(
-                f"name {self.name!r} must be a plain folder name; the parent folder goes to output"
-            )
+            raise ValueError(f"name {self.name!r} must be a plain folder name; the parent folder goes to output")
         visual = self.projector.visual_tokens
         if visual >= self.batch.tokens_per_pack:
             raise ValueError(
@@ -293,9 +289,7 @@ def parse_config(raw: dict[str, Any], source: str = "config") -> RunConfig:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
         faults = [_fault(one) for one in error.errors()]
-        raise ConfigError(
-            f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  - {f}" for f in faults)
-        ) from None
+        raise ConfigError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  - {f}" for f in faults)) from None
 
 
 def _apply_override(raw: dict[str, Any], override: str) -> None:

@@ -37,9 +37,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="A.B=C", help="override one setting (repeat for more)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and print the run; nothing is trained")
-    parser.add_argument(
-        "--ranks", type=int, help="number of ranks that --dry-run computes with (default: WORLD_SIZE)"
-    )
+    parser.add_argument("--ranks", type=int, help="number of ranks that --dry-run computes with (default: WORLD_SIZE)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
 
@@ -118,9 +116,7 @@ def train_on(run: RunConfig, settings: dict[str, Any], device: Any) -> None:
         folder, manifest = resume
         world = distributed.world_size()
         store.check_resumable(manifest, folder, world_size=world, stage=stage, fingerprint=fingerprint)
-    log.info(
-        "%s\n%s", f"run {run.name}: {distributed.world_size()} ranks on {device.type}", format_table(table)
-    )
+    log.info("%s\n%s", f"run {run.name}: {distributed.world_size()} ranks on {device.type}", format_table(table))
 
     loader, held_out = assembly.build_loaders(run, processor)
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))

@@ -89,9 +89,7 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if file.stat().st_size != facts["bytes"]:
-            raise CheckpointError(
-                f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}"
-            )
+            raise CheckpointError(f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}")
         if hash_file(file) != facts["xxh3"]:
             raise CheckpointError(f"{folder}: {name} was altered (its hash differs from the manifest)")
     return manifest

@@ -92,9 +92,7 @@ def save(
     def publish() -> None:
         if not distributed.is_main():
             return
-        for script in aside.glob(
-            "*.py"
-        ):  # DeepSpeed copies its converters beside each checkpoint; ours is a tool
+        for script in aside.glob("*.py"):  # DeepSpeed copies its converters beside each checkpoint; ours is a tool
             script.unlink()
         Manifest(
             format_version=FORMAT_VERSION,
@@ -128,9 +126,7 @@ def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
     return distributed.together(look)
 
 
-def check_resumable(
-    manifest: Manifest, folder: Path, *, world_size: int, stage: int, fingerprint: str
-) -> None:
+def check_resumable(manifest: Manifest, folder: Path, *, world_size: int, stage: int, fingerprint: str) -> None:
     """CheckpointError when the checkpoint does not belong to this model, ZeRO stage or number of ranks."""
     if manifest.model_fingerprint != fingerprint:
         raise CheckpointError(
@@ -157,6 +153,4 @@ def load(folder: Path, engine: Any) -> None:
     )
     if loaded is None:
         raise CheckpointError(f"DeepSpeed found no engine state in {folder}")
-    distributed.together(
-        lambda: set_rng_state(load_file(folder / f"rng_{distributed.rank():05d}.safetensors"))
-    )
+    distributed.together(lambda: set_rng_state(load_file(folder / f"rng_{distributed.rank():05d}.safetensors")))

@@ -51,6 +51,9 @@ def convert(checkpoint: Path, out: Path, *, merge_lora: bool = False, force: boo
     if has_lora:
         take_out_lora(model, run, aside / ADAPTER, merge_lora)
     model = model.to(assembly.dtype_of(run))
+    # Answers end with the prompt's end-of-turn token, whatever the LLM's own file says.
+    model.generation_config.eos_token_id = processor.stop_token_ids
+    model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
     model.save_pretrained(aside, max_shard_size=SHARD_SIZE)
     processor.save_pretrained(aside)
     (aside / "README.md").write_text(model_card(run, manifest, has_lora, merge_lora))
@@ -68,9 +71,7 @@ def find_checkpoint(path: Path) -> Path:
         folder = newest(candidate)
         if folder is not None:
             return folder
-    raise CheckpointError(
-        f"{path} is neither a checkpoint (no manifest.json) nor a run folder with checkpoints/latest"
-    )
+    raise CheckpointError(f"{path} is neither a checkpoint (no manifest.json) nor a run folder with checkpoints/latest")
 
 
 @contextmanager
@@ -96,9 +97,7 @@ def read_trained(folder: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with tensors_only():
-        return get_fp32_state_dict_from_zero_checkpoint(
-            str(folder), tag=ENGINE, exclude_frozen_parameters=True
-        )
+        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE, exclude_frozen_parameters=True)
 
 
 def load_trained(model: nn.Module, trained: dict[str, torch.Tensor], where: str) -> dict[str, int]:
@@ -169,9 +168,7 @@ def model_card(run: RunConfig, manifest: Manifest, has_lora: bool, merged: bool)
     lora = ""
     if has_lora:
         lora = (
-            "\nLoRA is merged into the LLM.\n"
-            if merged
-            else f"\nThe LLM's LoRA adapter lies in `{ADAPTER}/` (peft).\n"
+            "\nLoRA is merged into the LLM.\n" if merged else f"\nThe LLM's LoRA adapter lies in `{ADAPTER}/` (peft).\n"
         )
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     return f"""---

@@ -11,6 +11,7 @@ import logging
 import math
 import netrc
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def _start_wandb(run: RunConfig) -> Any:
 
     # The id lives in the run's folder, so that a resumed run continues the same wandb run.
     id_file = run.run_dir / "wandb_id"
-    run_id = id_file.read_text().strip() if id_file.is_file() else wandb.util.generate_id()
+    run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
     id_file.write_text(run_id)
     return wandb.init(
         project=run.reporting.wandb_project,
@@ -115,7 +116,7 @@ class Reporter:
         self.bar.close()
         self.file.close()
         if self.wandb is not None:
-            self.wandb.finish(quiet=True)
+            self.wandb.finish()
 
 
 def drop_lines_after(path: Path, step: int) -> None:

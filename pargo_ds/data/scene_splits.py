@@ -1,0 +1,232 @@
+"""A whole data set of scenes: which concepts and styles each split may show, and the samples that come of it.
+
+The plan (what is where, what is asked) is made in one process from the seed; only drawing and encoding are spread over
+processes, in order. So the samples do not depend on the number of workers.
+
+A sample's `meta` holds the truth: split, size (pixels), style, background, objects (name, size, place, box, colour,
+held_out) and questions, which run parallel to the question turns.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import multiprocessing
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pargo_ds.data.colours import dominant_colour
+from pargo_ds.data.concepts import held_out_concepts, vocabulary
+from pargo_ds.data.glyphs import STYLES, glyph
+from pargo_ds.data.questions import Question, ask_questions, captions, to_turns
+from pargo_ds.data.scenes import SMALL_COUNTS, Scene, Thing, compose_scene, draw_scene
+from pargo_ds.data.schema import Sample
+
+SPLITS = ("train", "held_out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScenesPlan:
+    """What to build. `hold_out_style`, if given, is drawn in held_out only; sizes are in pixels."""
+
+    seed: int = 0
+    train: int = 1200
+    held_out: int = 200
+    size: int = 256
+    styles: tuple[str, ...] = ("openmoji",)
+    hold_out_style: str | None = None
+    held_out_share: float = 0.15
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "held_out"):
+            if getattr(self, name) < 2:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)} scenes; expected at least 2 (questions come in pairs)"
+                )
+        if self.size < 64:
+            raise ValueError(f"size is {self.size} pixels; expected at least 64, for example 256")
+        unknown = [style for style in self.styles if style not in STYLES]
+        if unknown or not self.styles or len(set(self.styles)) < len(self.styles):
+            raise ValueError(f"styles are {list(self.styles)}; expected one or more, once each, of {', '.join(STYLES)}")
+        if self.hold_out_style is not None:
+            if self.hold_out_style not in self.styles:
+                raise ValueError(
+                    f"the style held out, {self.hold_out_style!r}, is not among the styles {list(self.styles)}"
+                )
+            if len(self.styles) == 1:
+                raise ValueError(
+                    f"holding out {self.hold_out_style!r}, the only style, leaves none to train on; add a style"
+                )
+
+    def styles_of(self, split: str) -> list[str]:
+        """Return the styles that a split may show."""
+        if self.hold_out_style is None:
+            return list(self.styles)
+        if split == "held_out":
+            return [self.hold_out_style]
+        return [style for style in self.styles if style != self.hold_out_style]
+
+    def concepts_of(self, split: str) -> list[str]:
+        """Return the names that a split may show: held_out shows all of them, train only those not held out."""
+        held_out = set(held_out_concepts(self.seed, self.held_out_share))
+        return [name for name in vocabulary() if split == "held_out" or name not in held_out]
+
+    def description(self) -> dict[str, Any]:
+        """Return what split.json holds: seed, sizes, styles and concepts of each split, and the pictures' origin."""
+        return {
+            "kind": "scenes",
+            "seed": self.seed,
+            "size": self.size,
+            "counts": {split: getattr(self, split) for split in SPLITS},
+            "styles": {split: self.styles_of(split) for split in SPLITS},
+            "hold_out_style": self.hold_out_style,
+            "held_out_concepts": held_out_concepts(self.seed, self.held_out_share),
+            "concepts": {split: self.concepts_of(split) for split in SPLITS},
+            "sources": {style: dataclasses.asdict(STYLES[style]) for style in self.styles},
+        }
+
+
+def compose_split(plan: ScenesPlan, split: str) -> list[Scene]:
+    """Return the scenes of one split ("train" or "held_out"), laid out but not drawn.
+
+    Concepts are dealt like cards, each twice a round, so that all come about equally often and a position question
+    finds its partner; counts and styles come equally often. Raises GlyphError when pictures cannot be had.
+    """
+    count = getattr(plan, split)
+    rng = random.Random(f"{plan.seed}/{split}/deal")
+    concepts = plan.concepts_of(split)
+    counts = _dealt(SMALL_COUNTS, count, rng)
+    styles = _dealt(plan.styles_of(split), count, rng)
+    salient = _dealt_twice(concepts, count, rng)
+    small = _deal_small(concepts, salient, counts, rng)
+    held_out = set(held_out_concepts(plan.seed, plan.held_out_share))
+    things = {style: _things(style, plan.cache, held_out) for style in plan.styles_of(split)}
+    return [
+        compose_scene(
+            random.Random(f"{plan.seed}/{split}/{number}"),
+            id=f"scenes-{plan.seed}-{split}-{number:06d}",
+            size=plan.size,
+            style=styles[number],
+            salient=things[styles[number]][salient[number]],
+            small=[things[styles[number]][name] for name in small[number]],
+        )
+        for number in range(count)
+    ]
+
+
+def _dealt(choices: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
+    """Return `count` choices, each as often as the others (give or take one), in random order."""
+    dealt = [choices[number % len(choices)] for number in range(count)]
+    rng.shuffle(dealt)
+    return dealt
+
+
+def _dealt_twice(names: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """Return `count` names, dealt from shuffled decks, each name twice."""
+    singles: list[str] = []
+    while 2 * len(singles) < count:
+        singles += rng.sample(names, len(names))
+    dealt = [name for name in singles[: (count + 1) // 2] for _ in range(2)][:count]
+    rng.shuffle(dealt)
+    return dealt
+
+
+def _deal_small(
+    names: Sequence[str], salient: Sequence[str], counts: Sequence[int], rng: random.Random
+) -> list[list[str]]:
+    """Return each scene's small concepts, all different from each other and from the salient one."""
+    deck = _dealt_twice(names, sum(counts), rng)
+    hands = []
+    for own, count in zip(salient, counts, strict=True):
+        hand: list[str] = []
+        for _ in range(count):
+            fitting = (place for place in range(len(deck) - 1, -1, -1) if deck[place] not in (own, *hand))
+            place = next(fitting, None)
+            # at the very end the deck may hold only names that the scene has already
+            hand.append(
+                deck.pop(place) if place is not None else rng.choice([n for n in names if n not in (own, *hand)])
+            )
+        hands.append(hand)
+    return hands
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes_and_colours(style: str, cache: Path | None) -> dict[str, tuple[int, int, str | None]]:
+    """Return name -> (width, height, dominant colour) of every picture of a style."""
+    pictures = {name: glyph(style, name, cache) for name in vocabulary()}
+    return {name: (*picture.size, dominant_colour(picture)) for name, picture in pictures.items()}
+
+
+def _things(style: str, cache: Path | None, held_out: set[str]) -> dict[str, Thing]:
+    facts = _shapes_and_colours(style, cache)
+    return {name: Thing(name, *values, held_out=name in held_out) for name, values in facts.items()}
+
+
+def scene_samples(plan: ScenesPlan, split: str, *, workers: int = 1) -> Iterator[Sample]:
+    """Yield the samples of one split in order, drawn by `workers` processes; the same for any number of them.
+
+    The processes are spawned: a script that calls this with workers > 1 needs the `if __name__ == "__main__"` guard.
+
+    Raises:
+        GlyphError: a style's pictures cannot be had (raised before anything is drawn).
+        ValueError: workers is below 1.
+    """
+    if workers < 1:
+        raise ValueError(f"{workers} workers; expected at least 1")
+    scenes = compose_split(plan, split)
+    questions = ask_questions(scenes, f"{plan.seed}/{split}")
+    pictures = {
+        (style, name): glyph(style, name, plan.cache) for style in plan.styles_of(split) for name in vocabulary()
+    }
+    with contextlib.ExitStack() as stack:
+        if workers == 1:
+            files: Iterator[bytes] = (draw_png(scene, pictures) for scene in scenes)
+        else:
+            # Spawned, not forked: the caller may have threads (torch, streaming), which a fork can lock up. The
+            # pictures are sent once; drawing them from SVG again would cost each process some seconds.
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(context.Pool(workers, _receive_pictures, (pictures,)))
+            files = pool.imap(_draw_received, scenes, chunksize=16)
+        for scene, asked, file in zip(scenes, questions, files, strict=True):
+            yield _sample(scene, asked, file, split)
+
+
+def draw_png(scene: Scene, pictures: dict[tuple[str, str], Image.Image]) -> bytes:
+    """Return the scene as the bytes of a PNG file; `pictures` maps (style, name) to RGBA pictures."""
+    file = io.BytesIO()
+    draw_scene(scene, lambda style, name: pictures[style, name]).save(file, format="PNG")
+    return file.getvalue()
+
+
+_received: dict[tuple[str, str], Image.Image] = {}
+
+
+def _receive_pictures(pictures: dict[tuple[str, str], Image.Image]) -> None:
+    _received.update(pictures)
+
+
+def _draw_received(scene: Scene) -> bytes:
+    return draw_png(scene, _received)
+
+
+def _sample(scene: Scene, questions: Sequence[Question], picture: bytes, split: str) -> Sample:
+    facts = dataclasses.asdict(scene)
+    facts.pop("id")
+    facts["objects"] = [{**thing, "box": list(thing["box"])} for thing in facts["objects"]]
+    facts["background"] = {name: list(value) for name, value in facts["background"].items()}
+    return Sample(
+        id=scene.id,
+        images=[picture],
+        turns=to_turns(questions),
+        captions=captions(scene),
+        source=f"scenes composed of {STYLES[scene.style].source}",
+        license=STYLES[scene.style].license,
+        meta={"split": split, **facts, "questions": [dataclasses.asdict(question) for question in questions]},
+    )

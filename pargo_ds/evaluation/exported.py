@@ -1,0 +1,38 @@
+"""Load an exported folder the way a user does: through the Auto classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import pargo_ds.model  # noqa: F401  (registers the Auto classes)
+
+
+def load_exported(folder: str | Path, device: str | None = None) -> tuple[Any, Any]:
+    """(model in evaluation mode, processor) of an exported folder; `device` defaults to a GPU where there is one.
+
+    Raises ValueError when the folder is not an exported ParGo model, or the device cannot be had.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not an exported model: it has no config.json. Export a checkpoint with "
+            "tools/convert_checkpoint.py zero-to-hf CHECKPOINT OUT"
+        )
+    try:
+        kind = json.loads(path.read_text()).get("model_type")
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); export the checkpoint anew") from error
+    if kind != "pargo":
+        raise ValueError(f"{folder} holds a model of type {kind}; expected pargo, as zero-to-hf writes it")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        processor = AutoProcessor.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} cannot be loaded on {device}: {error}") from error
+    return model, processor

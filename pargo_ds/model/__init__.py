@@ -1,0 +1,58 @@
+"""The model: everything in this folder ships with the weights. Importing it registers the Auto classes."""
+
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+from .configuration_pargo import (
+    IGNORE_INDEX,
+    IMAGE_PLACEHOLDER,
+    ParGoConfig,
+    ParGoProjectorConfig,
+    ParGoVisionConfig,
+)
+from .modeling_pargo import ParGoForConditionalGeneration, ParGoOutput
+from .processing_pargo import ParGoProcessor
+from .projector_pargo import PROJECTORS, PargoProjector, build_projector
+from .vision import (
+    VisionTower,
+    load_pretrained_vision,
+    vision_config_from_timm,
+    vision_config_from_transformers,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "IMAGE_PLACEHOLDER",
+    "PROJECTORS",
+    "ParGoConfig",
+    "ParGoForConditionalGeneration",
+    "ParGoOutput",
+    "ParGoProcessor",
+    "ParGoProjectorConfig",
+    "ParGoVisionConfig",
+    "PargoProjector",
+    "VisionTower",
+    "build_projector",
+    "load_pretrained_vision",
+    "register",
+    "ship_code_with_weights",
+    "vision_config_from_timm",
+    "vision_config_from_transformers",
+]
+
+
+def register() -> None:
+    """Make AutoConfig, AutoModelForImageTextToText, AutoModelForCausalLM and AutoProcessor know model_type "pargo"."""
+    AutoConfig.register(ParGoConfig.model_type, ParGoConfig, exist_ok=True)
+    AutoModelForImageTextToText.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
+    AutoModelForCausalLM.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
+    AutoProcessor.register(ParGoConfig, ParGoProcessor, exist_ok=True)
+
+
+def ship_code_with_weights() -> None:
+    """From now on save_pretrained also writes these code files, for `from_pretrained(..., trust_remote_code=True)`."""
+    ParGoConfig.register_for_auto_class()
+    ParGoForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+    ParGoProcessor.register_for_auto_class("AutoProcessor")
+
+
+register()

@@ -1,0 +1,393 @@
+"""ParGo as a Hugging Face model: pictures -> vision -> projector -> visual tokens among word embeddings -> LLM -> loss.
+
+Axis legend: ids, labels and positions are `(rows, tokens)`; a packed batch has one row and `cu_seqlens`, int32
+`(samples + 1,)`; pixels are `(images, 3, height, width)` for all pictures of all rows, in order of appearance.
+
+Sizes come from the configuration and every part is called as a module, so that ZeRO-3 can gather its weights; each
+forward with pictures runs vision, projector, LLM and head once on every rank.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+# transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
+from .attention import partial_attention  # noqa: F401
+from .configuration_pargo import IGNORE_INDEX, ParGoConfig
+from .packed_attention import NAME as PACKED_ATTENTION
+from .packed_attention import use_packed_attention
+from .masks import partial_global_mask  # noqa: F401
+from .projector_pargo import build_projector
+from .vision import VisionTower, reset_non_persistent_buffers
+
+# A config with one of these changes its logits after lm_head (Gemma, Cohere, Granite, Falcon-H1), so the LLM's own
+# forward must compute them.
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+@dataclass
+class ParGoOutput(ModelOutput):
+    """What `ParGoForConditionalGeneration.forward` returns.
+
+    `logits` is None when labels were given and `logits_to_keep` was not; `num_targets` counts positions in the loss.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    num_targets: torch.Tensor | None = None
+
+
+class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Vision encoder `vision`, partial-global `projector` and causal LM `llm` (state-dict prefixes of the same names).
+
+    Prebuilt (pretrained) parts may be given; they are used as they are, never initialised again.
+    """
+
+    config_class = ParGoConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement = "past_key_values"
+
+    def __init__(
+        self, config: ParGoConfig, vision: VisionTower | None = None, llm: PreTrainedModel | None = None
+    ) -> None:
+        super().__init__(config)
+        for part in (vision, llm):
+            _mark_initialised(part)
+        self.vision = VisionTower(config.vision_config) if vision is None else vision
+        self.projector = build_projector(
+            config.projector_config,
+            vision_dim=config.vision_config.hidden_size,
+            llm_dim=config.text_config.hidden_size,
+            num_patches=config.vision_config.num_patches,
+        )
+        if llm is None:
+            # The LLM's config may name another dtype than the one that from_pretrained was asked for.
+            self.llm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
+        else:
+            self.llm = llm
+            self.generation_config = copy.deepcopy(llm.generation_config)
+        use_packed_attention(self.llm)
+        self._no_split_modules = ["PargoLayer", *(self.llm._no_split_modules or [])]
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise projector modules; encoder and LLM bring their own initialisation."""
+        reset_non_persistent_buffers(module)
+        partitioned = any(p.numel() == 0 for p in module.parameters(recurse=False))  # ZeRO-3: initialised at birth
+        ours = any(module is part for part in self.projector.modules())
+        if ours and not partitioned and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.llm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.llm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.llm.set_output_embeddings(value)
+
+    def get_decoder(self) -> nn.Module:
+        return self.llm.get_decoder()
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Checkpoint the projector's and the LLM's layers; non-reentrant unless told otherwise.
+
+        Reentrant checkpoints drop gradients when only parameters, not inputs, need them.
+        """
+        settings = {"use_reentrant": False} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
+        super().gradient_checkpointing_enable(settings, **kwargs)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`."""
+        features = self.vision(pixel_values)
+        return self.projector(features.to(_float_dtype(self.projector)))
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        max_seqlen: int | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> ParGoOutput:
+        """Loss over answers, or logits.
+
+        Args:
+            input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
+            labels: aligned with input_ids (shifted in here), IGNORE_INDEX where there is no target.
+            pixel_values: `(images, 3, height, width)`, uint8 raw or float normalised. With 0 images the encoder and
+                projector still run once, on a blank picture whose tokens are multiplied by zero (ZeRO-3 gathers are
+                collective). None: no vision at all.
+            cu_seqlens: sample boundaries of a packed row `(samples + 1,)`; position_ids must restart at each of them
+                (made here when None) and attention_mask must be None.
+            max_seqlen: longest sample of the pack; only flash attention asks for it.
+            logits_to_keep: last positions (int, 0 = all) or an index tensor along the tokens.
+            num_items_in_batch: divisor of the summed loss, the targets of the global batch; None: targets seen here.
+
+        Raises:
+            ValueError: pictures and placeholders do not match, or a packed batch with a mask, a cache or positions that
+                do not restart.
+        """
+        kwargs.pop("return_dict", None)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if cu_seqlens is not None:
+            position_ids = _packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
+            use_cache = False  # with a cache transformers would not see the sample boundaries
+            kwargs.update(self._varlen_arguments(cu_seqlens, max_seqlen))
+        if inputs_embeds is None:
+            decoding = input_ids.shape[1] == 1 and _cached_length(past_key_values) > 0
+            inputs_embeds = self._embed(input_ids, None if decoding else pixel_values, check=not decoding)
+        elif pixel_values is not None:
+            raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the pictures belong")
+        llm_inputs = {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "use_cache": use_cache if labels is None else False,
+            **kwargs,
+        }
+        if labels is None:
+            return self._predict(llm_inputs, 0 if logits_to_keep is None else logits_to_keep)
+        return self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, logits_to_keep)
+
+    def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, check: bool) -> torch.Tensor:
+        """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`."""
+        is_image = input_ids == self.config.image_token_id
+        # The image token need not be in the vocabulary; any known id does for the look-up.
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        num_images = 0 if pixel_values is None else pixel_values.shape[0]
+        if check:
+            self._check_placeholders(int(is_image.sum()), num_images)
+        if pixel_values is None:
+            return embeds
+        if num_images == 0:
+            blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
+            return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
+        tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
+
+    def _check_placeholders(self, found: int, num_images: int) -> None:
+        per_image = self.config.visual_tokens
+        if found != num_images * per_image:
+            raise ValueError(
+                f"{found} image tokens (id {self.config.image_token_id}) in input_ids but {num_images} pictures of "
+                f"{per_image} visual tokens each: expected {num_images * per_image}. Each picture needs one <image> in "
+                "the text, and the processor's visual_tokens must equal the model's"
+            )
+
+    def _varlen_arguments(self, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> dict[str, Any]:
+        # Other attention implementations find the boundaries in position_ids.
+        implementation = str(self.llm.config._attn_implementation)
+        if "flash" not in implementation and implementation != PACKED_ATTENTION:
+            return {}
+        longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+        return {
+            "cu_seq_lens_q": cu_seqlens,
+            "cu_seq_lens_k": cu_seqlens,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
+    def _changes_logits(self) -> bool:
+        return any(getattr(self.llm.config, name, None) is not None for name in LOGIT_CHANGES)
+
+    def _run_llm(self, llm_inputs: dict[str, Any], kept: int | torch.Tensor) -> tuple[ModelOutput, torch.Tensor]:
+        """LLM outputs, and logits where they are wanted and nowhere else.
+
+        `kept`: the last positions (int, 0 = all) or an index tensor -> logits `(rows, kept, vocabulary)`; or a
+        bool mask `(rows, tokens)` -> `(marked positions, vocabulary)`.
+        """
+        by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
+        if self._changes_logits():
+            columns = kept.any(0).nonzero().flatten() if by_mask else kept
+            outputs = self.llm(**llm_inputs, logits_to_keep=columns)
+            return outputs, outputs.logits[kept[:, columns]] if by_mask else outputs.logits
+        outputs = self.get_decoder()(**llm_inputs)
+        hidden = outputs.last_hidden_state
+        # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).
+        rows = hidden[kept] if by_mask else hidden[:, _positions(kept)]
+        return outputs, self.get_output_embeddings()(rows)
+
+    def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
+        outputs, logits = self._run_llm(llm_inputs, logits_to_keep)
+        return _output(outputs, logits=self._without_image_token(logits))
+
+    def _loss(
+        self,
+        llm_inputs: dict[str, Any],
+        targets: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+        logits_to_keep: int | torch.Tensor | None,
+    ) -> ParGoOutput:
+        """Summed cross-entropy over targets / number of targets; logits exist at target positions only."""
+        wanted = targets != IGNORE_INDEX  # (rows, tokens)
+        num_targets = wanted.sum()
+        no_target = int(num_targets) == 0
+        if no_target:
+            # The head must run even so: under ZeRO-3 the other ranks gather its weights now.
+            wanted[0, 0] = True
+        kept_logits = None
+        if logits_to_keep is None:
+            outputs, logits = self._run_llm(llm_inputs, wanted)  # (targets, vocabulary)
+        else:
+            outputs, everywhere = self._run_llm(llm_inputs, 0)  # (rows, tokens, vocabulary)
+            logits = everywhere[wanted]
+            kept_logits = self._without_image_token(everywhere[:, _positions(logits_to_keep)])
+        if no_target:
+            loss = 0 * logits.float().sum()
+        else:
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            total = F.cross_entropy(logits, targets[wanted], reduction="sum")
+            loss = total / (num_targets if num_items_in_batch is None else num_items_in_batch)
+        return _output(outputs, loss=loss, logits=kept_logits, num_targets=num_targets)
+
+    def _without_image_token(self, logits: torch.Tensor) -> torch.Tensor:
+        """-inf for the image token, columns added when it lies outside the vocabulary.
+
+        So it is never generated, and processors that index logits by prompt ids (repetition penalty) stay in range.
+        """
+        image_token, vocabulary = self.config.image_token_id, logits.shape[-1]
+        if image_token >= vocabulary:
+            return F.pad(logits, (0, image_token + 1 - vocabulary), value=float("-inf"))
+        return logits.index_fill(-1, torch.tensor(image_token, device=logits.device), float("-inf"))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        past_key_values: Cache | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one generation step; pictures go in with the tokens that stand for them, once."""
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if pixel_values is not None:
+            step_ids = inputs.get("input_ids")
+            prefill = _cached_length(past_key_values) == 0
+            # A conversation may go on from a cache with a new picture in its later turn.
+            later = not prefill and step_ids is not None and step_ids.shape[1] > 1
+            if prefill or (later and bool((step_ids == self.config.image_token_id).any())):
+                inputs["pixel_values"] = pixel_values
+        return inputs
+
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' beam search, which reads the width of the logits from the configuration."""
+        text_config = self.config.get_text_config()
+        vocabulary = text_config.vocab_size
+        text_config.vocab_size = max(vocabulary, self.config.image_token_id + 1)  # as _without_image_token pads
+        try:
+            return super()._beam_search(*args, **kwargs)
+        finally:
+            text_config.vocab_size = vocabulary
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Repeat rows for beams and return sequences; a row's pictures are repeated as one block."""
+        pixels = kwargs.pop("pixel_values", None)
+        if pixels is not None and expand_size > 1 and input_ids is not None:
+            per_row = (input_ids == self.config.image_token_id).sum(1) // self.config.visual_tokens
+            blocks = pixels.split(per_row.tolist())
+            pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
+        input_ids, kwargs = GenerationMixin._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        if pixels is not None:
+            kwargs["pixel_values"] = pixels
+        return input_ids, kwargs
+
+
+def _output(outputs: ModelOutput, **fields: Any) -> ParGoOutput:
+    """Our output with the LLM's cache, hidden states and attentions."""
+    return ParGoOutput(
+        past_key_values=outputs.past_key_values,
+        hidden_states=getattr(outputs, "hidden_states", None),
+        attentions=getattr(outputs, "attentions", None),
+        **fields,
+    )
+
+
+def _positions(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+
+
+def _cached_length(past_key_values: Cache | None) -> int:
+    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
+
+
+def _float_dtype(module: nn.Module) -> torch.dtype:
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def _mark_initialised(module: nn.Module | None) -> None:
+    """Tell transformers that a prebuilt part has its weights already."""
+    for part in module.modules() if module is not None else ():
+        part._is_hf_initialized = True
+
+
+def _shifted_targets(labels: torch.Tensor, cu_seqlens: torch.Tensor | None) -> torch.Tensor:
+    """targets[:, t] = labels[:, t + 1]; nothing to predict at the end of a row or of a packed sample."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    if cu_seqlens is not None:
+        targets[:, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
+    return targets
+
+
+def _packed_positions(
+    cu_seqlens: torch.Tensor,
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    use_cache: bool | None,
+) -> torch.Tensor:
+    """Positions `(1, tokens)` that restart at each sample of a pack.
+
+    Raises:
+        ValueError: a mask or a cache, or positions that do not restart there: samples would see each other, silently.
+    """
+    if attention_mask is not None or past_key_values is not None or use_cache:
+        raise ValueError(
+            "a packed batch (cu_seqlens) takes no attention_mask and no cache: with either, samples see each other. "
+            "Pass attention_mask=None and use_cache=False"
+        )
+    lengths = cu_seqlens.diff().long()
+    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
+    expected = (torch.arange(starts.numel(), device=starts.device) - starts).unsqueeze(0)  # (1, tokens)
+    if position_ids is not None and not torch.equal(position_ids.to(expected), expected):
+        raise ValueError("position_ids of a packed batch must restart at 0 at each boundary of cu_seqlens")
+    return expected

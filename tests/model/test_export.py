@@ -1,0 +1,200 @@
+"""What is saved is what comes back: in a fresh process, in the other transformers version, and without this package."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pargo_ds.model import ParGoForConditionalGeneration, vision_config_from_timm
+
+ROOT = Path(__file__).parents[2]
+
+LOAD_AND_ANSWER = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+folder, question, out, remote = sys.argv[1:5]
+if remote == "registered":
+    import pargo_ds.model
+options = {"trust_remote_code": True} if remote == "remote" else {}
+model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+processor = AutoProcessor.from_pretrained(folder, **options)
+asked = load_file(question)
+turns = [{"role": "user", "content": "<image>What colour is it?"}, {"role": "assistant", "content": "red"}]
+ids, labels = processor.encode_conversation(turns)
+with torch.no_grad():
+    logits = model(**asked).logits
+answer = model.generate(**asked, max_new_tokens=6, do_sample=False)
+tensors = {"parameter." + k: v for k, v in model.state_dict().items()}
+tensors |= {"logits": logits, "answer": answer, "ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+save_file({k: v.clone().contiguous() for k, v in tensors.items()}, out, metadata={"module": type(model).__module__})
+"""
+
+
+SAVE = """
+import sys, torch
+import pargo_ds.model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+source, folder = sys.argv[1:3]
+AutoModelForImageTextToText.from_pretrained(source).save_pretrained(folder)
+AutoProcessor.from_pretrained(source).save_pretrained(folder)
+"""
+
+
+def python(script: str, *arguments, path: str, cwd: Path) -> None:
+    """Run a script in a fresh process with `path` as PYTHONPATH, without the network.
+
+    On as many threads as here: sums are split by threads, so another number would change last bits.
+    """
+    environment = os.environ | {
+        "PYTHONPATH": path, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(cwd / "hf_home"),
+    }  # fmt: skip
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def question_and_truth(model, processor, picture, folder: Path) -> dict[str, torch.Tensor]:
+    """Write a question as tensors, and answer it here."""
+    turns = [{"role": "user", "content": "<image>What colour is it?"}]
+    asked = dict(
+        processor.apply_chat_template(
+            turns, images=picture(), add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        )
+    )
+    save_file(asked, folder / "question.safetensors")
+    ids, labels = processor.encode_conversation([*turns, {"role": "assistant", "content": "red"}])
+    with torch.no_grad():
+        logits = model(**asked).logits
+    return {f"parameter.{k}": v for k, v in model.state_dict().items()} | {
+        "logits": logits,
+        "answer": model.generate(**asked, max_new_tokens=6, do_sample=False),
+        "ids": torch.tensor(ids),
+        "labels": torch.tensor(labels),
+    }
+
+
+def assert_same(folder: Path, truth: dict[str, torch.Tensor], logits_tolerance: float = 0.0) -> None:
+    got = load_file(folder / "out.safetensors")
+    assert got.keys() == truth.keys()
+    different = [k for k in truth if k != "logits" and not torch.equal(got[k], truth[k])]
+    assert different == []
+    if logits_tolerance == 0:
+        assert torch.equal(got["logits"], truth["logits"])
+    else:
+        torch.testing.assert_close(got["logits"], truth["logits"], rtol=0, atol=logits_tolerance)
+
+
+@pytest.fixture(params=["clip, tied", "eva02, untied"])
+def saved(request, make_model, processor, picture, tmp_path):
+    """(folder, truth): a model and processor saved under tmp_path/export, with question and truth beside."""
+    if request.param == "clip, tied":
+        model = make_model()
+    else:  # its rotary tables are not in the checkpoint and must be recomputed
+        model = make_model(tied=False, vision_config=vision_config_from_timm("eva02_tiny_patch14_224", 56))
+        processor.image_size = 56
+    model.save_pretrained(tmp_path / "export")
+    processor.save_pretrained(tmp_path / "export")
+    return tmp_path / "export", question_and_truth(model, processor, picture, tmp_path)
+
+
+def test_round_trip_is_bit_exact_in_a_fresh_process(saved, tmp_path):
+    folder, truth = saved
+    arguments = (folder, tmp_path / "question.safetensors", tmp_path / "out.safetensors", "registered")
+    python(
+        LOAD_AND_ANSWER, *arguments, path=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), cwd=tmp_path
+    )
+    assert_same(tmp_path, truth)
+
+
+def test_tied_embeddings_are_saved_once_and_tied_again(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    keys = load_file(tmp_path / "model.safetensors").keys()
+    assert sum(k in ("llm.lm_head.weight", "llm.model.embed_tokens.weight") for k in keys) == 1
+    again, report = ParGoForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert again.llm.lm_head.weight is again.llm.model.embed_tokens.weight
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+
+
+def test_loading_in_another_dtype_converts_every_part(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    again = ParGoForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+
+
+def test_saved_tokenizer_names_classes_that_both_versions_know(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not isinstance(config.get("extra_special_tokens"), list)
+
+
+@pytest.mark.slow
+def test_export_crosses_transformers_versions_both_ways(saved, tmp_path):
+    other = os.environ.get("PARGO_OTHER_TRANSFORMERS")
+    if not other:
+        pytest.skip("PARGO_OTHER_TRANSFORMERS is unset: folder of the other major version (pip install --target)")
+    folder, truth = saved
+    here, there = str(ROOT), os.pathsep.join([other, str(ROOT)])
+    here = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    question, out = tmp_path / "question.safetensors", tmp_path / "out.safetensors"
+    python(LOAD_AND_ANSWER, folder, question, out, "registered", path=there, cwd=tmp_path)
+    # Measured worst difference of the logits between 4.57.6 and 5.17.0: 0.
+    assert_same(tmp_path, truth, logits_tolerance=1e-4)
+    python(SAVE, folder, tmp_path / "back", path=there, cwd=tmp_path)
+    python(LOAD_AND_ANSWER, tmp_path / "back", question, out, "registered", path=here, cwd=tmp_path)
+    assert_same(tmp_path, truth)
+
+
+SHIP = """
+import sys
+import pargo_ds.model
+from transformers import AutoModelForImageTextToText, AutoProcessor
+source, folder = sys.argv[1:3]
+pargo_ds.model.ship_code_with_weights()
+AutoModelForImageTextToText.from_pretrained(source).save_pretrained(folder)
+AutoProcessor.from_pretrained(source).save_pretrained(folder)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saved", ["clip, tied"], indirect=True)
+def test_export_with_its_code_loads_without_this_package(saved, tmp_path):
+    folder, truth = saved
+    here = os.environ.get("PYTHONPATH", "")
+    python(SHIP, folder, tmp_path / "shipped", path=os.pathsep.join([str(ROOT), here]), cwd=tmp_path)
+    code = {path.name for path in (tmp_path / "shipped").glob("*.py")}
+    assert {"modeling_pargo.py", "masks.py", "processing_pargo.py", "pictures.py", "vision.py"} <= code
+    # Isolated from the working tree: the package may be installed, but nothing imports it.
+    script = "import sys; sys.modules['pargo_ds'] = None\n" + LOAD_AND_ANSWER
+    arguments = (tmp_path / "shipped", tmp_path / "question.safetensors", tmp_path / "out.safetensors", "remote")
+    python(script, *arguments, path=here, cwd=tmp_path)
+    assert_same(tmp_path, truth)
+
+
+def test_entry_files_of_remote_code_import_all_they_need_directly():
+    # transformers 4.57 copies the entry file and its direct imports, no more.
+    folder = ROOT / "pargo_ds" / "model"
+
+    def direct(name: str) -> set[str]:
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
+
+    def closure(name: str) -> set[str]:
+        return direct(name).union(*(closure(sibling) for sibling in direct(name)))
+
+    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo"):
+        assert closure(entry) == direct(entry), entry
+
+
+def test_transformers_version_is_one_of_the_tested_lines():
+    assert transformers.__version__.startswith(("4.57.", "5."))

@@ -1,0 +1,137 @@
+"""The masks against tables drawn by hand and against what the paper says of them."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pargo_ds.model.masks import (
+    CASCADES,
+    cascade_mask,
+    cascade_window,
+    partial_global_mask,
+    partial_groups,
+    window_width,
+)
+
+
+def seen(mask: torch.Tensor) -> list[set[int]]:
+    """Rows as sets of tokens counted from 1, the way figure 2 writes them."""
+    return [{int(j) + 1 for j in row.nonzero()} for row in mask]
+
+
+# Figure 2 of the paper: "one-to-one", "one-to-two", "one-to-three", "one-to-all" for n_p = 4, d = 4.
+FIGURE_2 = {
+    1: [{1}, {2}, {3}, {4}],
+    2: [{1, 2}, {1, 2}, {2, 3}, {3, 4}],
+    3: [{1, 2, 3}, {1, 2, 3}, {2, 3, 4}, {2, 3, 4}],
+    4: [{1, 2, 3, 4}] * 4,
+}
+
+
+@pytest.mark.parametrize("layer", FIGURE_2)
+def test_shifted_cascade_is_the_table_of_figure_2(layer):
+    assert seen(cascade_mask(4, layer, 4)) == FIGURE_2[layer]
+
+
+def test_other_readings_of_the_cascade_by_hand():
+    assert seen(cascade_mask(4, 2, 4, "centered")) == [{1}, {1, 2}, {2, 3}, {3, 4}]
+    assert seen(cascade_mask(4, 4, 4, "centered")) == [{1, 2}, {1, 2, 3}, {1, 2, 3, 4}, {2, 3, 4}]
+    assert seen(cascade_mask(4, 1, 4, "each_side")) == [{1, 2}, {1, 2, 3}, {2, 3, 4}, {3, 4}]
+    assert seen(cascade_mask(4, 3, 4, "none")) == [{1}, {2}, {3}, {4}]
+    assert seen(cascade_mask(4, 1, 4, "release")) == [{1, 2, 3, 4}] * 4
+
+
+def test_partial_global_mask_of_the_paper_by_hand():
+    # 2 partial and 1 global token over 6 patches: n_s = 3 patches each.
+    assert partial_global_mask(2, 1, 6).int().tolist() == [
+        [1, 1, 1, 0, 0, 0],
+        [0, 0, 0, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1],
+    ]
+
+
+def test_uneven_groups_differ_by_at_most_one_by_hand():
+    assert partial_groups(3, 8) == [0, 2, 5, 8]
+
+
+def test_paper_size_groups_are_two_patches():
+    assert partial_groups(288, 576) == list(range(0, 577, 2))
+
+
+@st.composite
+def sizes(draw):
+    num_patches = draw(st.integers(1, 200))
+    return draw(st.integers(1, num_patches)), draw(st.integers(0, 20)), num_patches
+
+
+@given(sizes())
+def test_each_patch_is_seen_by_one_partial_token_and_all_globals(size):
+    num_partial, num_global, num_patches = size
+    mask = partial_global_mask(*size)
+    assert mask.shape == (num_partial + num_global, num_patches)
+    assert (mask[:num_partial].sum(0) == 1).all()
+    assert mask[num_partial:].all()
+
+
+@given(sizes())
+def test_groups_are_contiguous_in_raster_order_and_differ_by_at_most_one(size):
+    num_partial, _, num_patches = size
+    bounds = partial_groups(num_partial, num_patches)
+    lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    assert bounds[0] == 0
+    assert bounds[-1] == num_patches
+    assert len(lengths) == num_partial
+    assert max(lengths) - min(lengths) <= 1
+    assert min(lengths) >= 1
+
+
+@st.composite
+def cascades(draw):
+    depth = draw(st.integers(1, 12))
+    return draw(st.integers(1, 100)), draw(st.integers(1, depth)), depth
+
+
+@given(cascades())
+def test_shifted_window_keeps_its_width_and_holds_its_token(size):
+    num_partial, layer, depth = size
+    width = window_width(*size)
+    for i, (start, stop) in enumerate(cascade_window(*size)):
+        assert stop - start == width
+        assert 0 <= start <= i < stop <= num_partial
+
+
+@given(cascades())
+def test_shifted_cascade_only_widens_and_ends_full(size):
+    num_partial, layer, depth = size
+    here = cascade_mask(*size)
+    if layer < depth:
+        assert not (here & ~cascade_mask(num_partial, layer + 1, depth)).any()
+    assert cascade_mask(num_partial, depth, depth).all()
+
+
+@given(cascades(), st.sampled_from(CASCADES))
+def test_a_token_always_sees_itself_and_the_mask_equals_the_window(size, cascade):
+    mask = cascade_mask(*size, cascade)
+    assert mask.diagonal().all()
+    windows = cascade_window(*size, cascade)
+    assert [(w.start, w.stop) for w in windows] == [
+        (int(row.nonzero().min()), int(row.nonzero().max()) + 1) for row in mask
+    ]
+    assert mask.sum(1).tolist() == [w.stop - w.start for w in windows]
+
+
+def test_more_partial_tokens_than_patches_is_an_error():
+    with pytest.raises(ValueError, match="65 partial tokens but only 64 patches"):
+        partial_global_mask(65, 4, 64)
+
+
+@pytest.mark.parametrize("layer", [0, 5])
+def test_layers_count_from_one(layer):
+    with pytest.raises(ValueError, match="layers count from 1"):
+        cascade_mask(4, layer, 4)
+
+
+def test_unknown_cascade_names_the_known_ones():
+    with pytest.raises(ValueError, match="shifted, centered, each_side, none, release"):
+        cascade_mask(4, 1, 4, "wide")

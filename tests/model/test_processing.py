@@ -1,0 +1,219 @@
+"""Pictures and conversations to pixels and ids."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pargo_ds.model import IGNORE_INDEX, ParGoProcessor
+
+QUESTION = [{"role": "user", "content": "<image>What colour is it?"}]
+ANSWERED = [*QUESTION, {"role": "assistant", "content": "A red square."}]
+TWO_TURNS = [
+    *ANSWERED,
+    {"role": "user", "content": "Describe <image> the picture."},
+    {"role": "assistant", "content": "green"},
+]
+
+
+@pytest.fixture(params=["chat", "paper"])
+def any_processor(request, tokenizer):
+    return ParGoProcessor(tokenizer, image_size=32, visual_tokens=6, prompt=request.param)
+
+
+def test_labels_are_the_answers_and_their_end_of_turn_only(any_processor):
+    ids, labels = any_processor.encode_conversation(TWO_TURNS)
+    assert len(ids) == len(labels)
+    targets = [label for label in labels if label != IGNORE_INDEX]
+    assert any_processor.decode(targets) == "A red square.<|im_end|>green<|im_end|>"
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
+
+
+def test_each_picture_is_one_run_of_visual_tokens(any_processor):
+    ids, _ = any_processor.encode_conversation(TWO_TURNS)
+    runs = "".join("I" if i == any_processor.image_token_id else "." for i in ids).split(".")
+    assert [len(run) for run in runs if run] == [6, 6]
+    assert any_processor.num_images(TWO_TURNS) == 2
+
+
+def test_training_ids_before_an_answer_are_the_ids_that_generation_starts_from(any_processor):
+    ids, labels = any_processor.encode_conversation(TWO_TURNS)
+    for answer in (1, 3):
+        prompt, none = any_processor.encode_conversation(TWO_TURNS[:answer], add_generation_prompt=True)
+        assert ids[: len(prompt)] == prompt
+        assert labels[len(prompt)] != IGNORE_INDEX
+        assert labels[len(prompt) - 1] == IGNORE_INDEX
+        assert none[-1] == IGNORE_INDEX
+
+
+def test_call_on_rendered_text_gives_the_same_ids(any_processor, picture):
+    text = any_processor.render(QUESTION, add_generation_prompt=True)
+    assert text == any_processor.apply_chat_template(QUESTION, add_generation_prompt=True)
+    batch = any_processor(images=picture(), text=text, return_tensors="pt", padding=True)
+    assert batch["input_ids"][0].tolist() == any_processor.encode_conversation(QUESTION, True)[0]
+    assert batch["pixel_values"].shape == (1, 3, 32, 32)
+    assert batch["pixel_values"].dtype == torch.uint8
+
+
+def test_chat_ids_are_those_of_the_tokenizers_own_template(processor):
+    turns = [{"role": "user", "content": "Describe the picture."}]
+    own = processor.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    assert (
+        processor.encode_conversation(turns, True)[0] == processor.tokenizer(own, add_special_tokens=False)["input_ids"]
+    )
+
+
+def test_paper_prompt_is_the_release_word_for_word(tokenizer):
+    processor = ParGoProcessor(tokenizer, prompt="paper")
+    assert processor.render(TWO_TURNS[:3], add_generation_prompt=True) == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
+        "detailed, and polite answers to the user's questions. USER: <Img><image></Img> What colour is it? "
+        "ASSISTANT: A red square.<|im_end|> USER: Describe <Img><image></Img> the picture. ASSISTANT: "
+    )
+
+
+def test_system_prompt_goes_first_unless_there_is_one(tokenizer):
+    processor = ParGoProcessor(tokenizer, system_prompt="Be brief.")
+    assert processor.render(QUESTION).startswith("<|im_start|>system\nBe brief.<|im_end|>")
+    own = [{"role": "system", "content": "Be long."}, *QUESTION]
+    assert "Be brief" not in processor.render(own)
+
+
+def test_left_padding(processor, picture):
+    texts = ["<image>A square.", "A"]
+    batch = processor(images=[picture()], text=texts, return_tensors="pt", padding=True)
+    mask = batch["attention_mask"]
+    assert mask[0].all()
+    assert mask[1].tolist() == sorted(mask[1].tolist())
+    assert (batch["input_ids"][mask == 0] == processor.tokenizer.pad_token_id).all()
+
+
+def test_hugging_face_content_lists_are_understood(processor, picture, tmp_path):
+    picture().save(tmp_path / "a.png")
+    content = [{"type": "image", "image": str(tmp_path / "a.png")}, {"type": "text", "text": "What colour is it?"}]
+    batch = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=True, return_tensors="pt")
+    assert batch["input_ids"][0].tolist() == processor.encode_conversation(QUESTION)[0]
+    assert torch.equal(batch["pixel_values"][0], processor.pixels(picture()))
+
+
+def test_stop_tokens_end_a_turn(any_processor):
+    assert any_processor.tokenizer.eos_token_id in any_processor.stop_token_ids
+
+
+# Pictures
+
+
+def test_pixels_are_a_bicubic_resize(processor, picture):
+    expected = np.asarray(picture().resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    assert np.array_equal(processor.pixels(picture()).numpy(), expected)
+
+
+def test_transparency_is_laid_onto_white(processor):
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    palette = Image.new("P", (8, 8), 0)
+    palette.info["transparency"] = 0
+    assert (processor.pixels(clear) == 255).all()
+    assert (processor.pixels(half) == 127).all()
+    assert (processor.pixels(palette) == 255).all()
+
+
+@pytest.mark.parametrize(
+    "mode, value, grey", [("L", 90, 90), ("1", 1, 255), ("I;16", 90 * 256, 90), ("LA", (90, 255), 90)]
+)
+def test_grey_pictures_become_rgb(processor, mode, value, grey):
+    assert (processor.pixels(Image.new(mode, (8, 8), value)) == grey).all()
+
+
+def test_exif_rotation_is_applied(processor, tmp_path):
+    upright = Image.new("RGB", (32, 32))
+    upright.paste((255, 255, 255), (0, 0, 32, 16))  # white above black
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise for viewing
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    assert torch.equal(processor.pixels(Image.open(tmp_path / "turned.png")), processor.pixels(upright))
+
+
+def test_crop_keeps_the_middle_and_pad_keeps_everything(tokenizer):
+    wide = Image.new("RGB", (64, 32))
+    wide.paste((255, 255, 255), (16, 0, 48, 32))
+    crop, pad = (ParGoProcessor(tokenizer, image_size=32, resize=r).pixels(wide) for r in ("crop", "pad"))
+    assert (crop == 255).all()
+    assert (pad[:, [0, 7, 24, 31]] == 127).all()
+    assert (pad[:, 16, 0] == 0).all()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("text, pictures, message", [
+    ("<image>a", 0, "1 <image> placeholders but 0 pictures"),
+    ("<image>a", 2, "1 <image> placeholders but 2 pictures"),
+    ("a", 1, "0 <image> placeholders but 1 pictures"),
+])  # fmt: skip
+def test_pictures_and_placeholders_must_match(processor, picture, text, pictures, message):
+    with pytest.raises(ValueError, match=message):
+        processor(images=[picture()] * pictures, text=text)
+
+
+def test_the_text_with_the_wrong_count_is_named(processor, picture):
+    with pytest.raises(ValueError, match="text 1: 1 <image> placeholders but 2 pictures"):
+        processor(images=[[picture()], [picture()] * 2], text=["<image>a", "<image>b"])
+
+
+def test_a_picture_inside_an_answer_is_an_error(processor):
+    with pytest.raises(ValueError, match="turn 1 is an answer with <image> in it"):
+        processor.encode_conversation([*QUESTION, {"role": "assistant", "content": "<image>"}])
+
+
+def test_a_template_that_rewrites_earlier_turns_is_an_error(tokenizer):
+    template = (
+        "{{ messages | length }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    with pytest.raises(ValueError, match="turn 1 so that it does not start with its own generation prompt"):
+        ParGoProcessor(tokenizer, chat_template=template).encode_conversation(ANSWERED)
+
+
+def test_a_template_without_end_of_turn_is_an_error(tokenizer):
+    template = (
+        "{% for m in messages %}{% if m['role'] == 'user' %}U:{% else %}A:{% endif %}{{ m['content'] }}\n{% endfor %}"
+    )
+    template += "{% if add_generation_prompt %}A:{% endif %}"
+    with pytest.raises(ValueError, match="writes nothing after the answer"):
+        ParGoProcessor(tokenizer, chat_template=template).encode_conversation(ANSWERED)
+
+
+def test_unknown_role_and_empty_conversation_are_errors(processor):
+    with pytest.raises(ValueError, match="turn 0 has role 'human'"):
+        processor.encode_conversation([{"role": "human", "content": "a"}])
+    with pytest.raises(ValueError, match="no turns"):
+        processor.encode_conversation([])
+
+
+def test_unknown_settings_are_errors(tokenizer):
+    with pytest.raises(ValueError, match="resize 'tile'.*stretch, crop, pad"):
+        ParGoProcessor(tokenizer, resize="tile")
+
+
+# Saving
+
+
+@pytest.mark.parametrize("prompt", ["chat", "paper"])
+def test_saved_processor_is_the_same(tokenizer, tmp_path, prompt):
+    settings = {"image_size": 48, "visual_tokens": 5, "resize": "pad", "prompt": prompt, "system_prompt": "Be brief."}
+    processor = ParGoProcessor(tokenizer, **settings)
+    processor.save_pretrained(tmp_path)
+    again = ParGoProcessor.from_pretrained(tmp_path)
+    assert {k: getattr(again, k) for k in settings} == settings
+    assert again.fingerprint() == processor.fingerprint()
+    assert again.encode_conversation(TWO_TURNS) == processor.encode_conversation(TWO_TURNS)
+
+
+def test_fingerprint_does_not_depend_on_earlier_calls_but_on_settings(tokenizer):
+    processor = ParGoProcessor(tokenizer, image_size=32)
+    before = processor.fingerprint()
+    tokenizer("a b", padding="max_length", max_length=50, truncation=True)
+    assert processor.fingerprint() == before
+    assert ParGoProcessor(tokenizer, image_size=32, resize="pad").fingerprint() != before
+    assert ParGoProcessor(tokenizer, image_size=32, system_prompt="x").fingerprint() != before

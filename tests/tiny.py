@@ -1,0 +1,67 @@
+"""What the tests share and is no fixture: drawn samples, commands, metrics."""
+
+import io
+import json
+import os
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+
+
+def draw(colour: str, place: int, size: int = 64) -> bytes:
+    """PNG of a square of one colour at one of nine places on grey."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (size, size), "grey")
+    x, y = (place % 3) * size // 3, (place // 3) * size // 3
+    ImageDraw.Draw(picture).rectangle([x, y, x + size // 3, y + size // 3], fill=colour)
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def tiny_samples(count: int, first: int = 0) -> list:
+    """Samples of one or two pictures, and every seventh without any."""
+    from pargo_ds.data.schema import Sample
+
+    samples = []
+    for i in range(first, first + count):
+        colours = [COLOURS[(i + k) % 6] for k in range(0 if i % 7 == 3 else 1 + (i % 5 == 0))]
+        images = "<image>" * len(colours)
+        answer = " and ".join(colours) or "nothing"
+        samples.append(
+            Sample(
+                id=f"{i:05d}",
+                images=[draw(colour, (i + k) % 9) for k, colour in enumerate(colours)],
+                turns=[
+                    {"role": "user", "content": f"{images}What colour is it?"},
+                    {"role": "assistant", "content": answer},
+                ],
+                captions={"coarse": f"A {answer} square.", "detailed": f"A {answer} square on grey."}
+                if colours
+                else {},
+            )
+        )
+    return samples
+
+
+def merged(base: dict, changes: dict) -> dict:
+    """Nested mapping with `changes` written over `base`."""
+    result = dict(base)
+    for key, value in changes.items():
+        below = base.get(key)
+        result[key] = merged(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+    return result
+
+
+def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command of the project with one thread per process; output is captured."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """The run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

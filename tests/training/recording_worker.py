@@ -1,0 +1,68 @@
+"""Run pargo_ds.train and write the first step's full gradients to RECORD (safetensors) just before the update.
+
+With HAND_MADE set, the first step's packs are one with pictures and one of text only, one per rank where there are two.
+"""
+
+import os
+import sys
+
+from deepspeed.utils import safe_get_full_grad
+from safetensors.torch import save_file
+
+from pargo_ds import distributed, train
+from pargo_ds.batch import Encoded, pack
+from pargo_ds.data.conversation import encode
+from pargo_ds.data.shards import read_samples
+from pargo_ds.training import assembly
+from pargo_ds.training.trainer import Trainer
+
+plain_step = Trainer.optimizer_step
+
+
+def recording_step(trainer: Trainer, batches: list) -> float:
+    engine, update, done = trainer.engine, trainer.engine.step, []
+
+    def record_then_update() -> None:
+        done.append(1)
+        if len(done) == len(batches):
+            grads = {n: safe_get_full_grad(p) for n, p in engine.module.named_parameters() if p.requires_grad}
+            if distributed.is_main():
+                save_file({n: g.float().contiguous() for n, g in grads.items()}, os.environ["RECORD"])
+        update()
+
+    engine.step = record_then_update
+    try:
+        return plain_step(trainer, batches)
+    finally:
+        engine.step = update
+        Trainer.optimizer_step = plain_step
+
+
+class HandMade:
+    """Two packs a step, the second without pictures; as a PackLoader of this rank."""
+
+    skipped = 0
+
+    def __init__(self, run, processor) -> None:
+        self.run, self.processor = run, processor
+
+    def steps(self):
+        samples = list(read_samples(self.run.data.train))
+        with_pictures = [self.encode(s) for s in samples if s.images][:3]
+        text = [self.encode(s) for s in samples if not s.images][:2]
+        packs = [pack(with_pictures, self.processor.image_size), pack(text, self.processor.image_size)]
+        while True:
+            yield packs[distributed.rank() :: distributed.world_size()]
+
+    def encode(self, sample) -> Encoded:
+        return encode(sample, sample.turns, self.processor, "here")
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+if __name__ == "__main__":
+    Trainer.optimizer_step = recording_step
+    if os.environ.get("HAND_MADE"):
+        assembly.build_loaders = lambda run, processor: (HandMade(run, processor), [])
+    sys.exit(train.main())

@@ -1,0 +1,57 @@
+"""FLOP counts against torch's own counter; padding and frozen parts are not counted."""
+
+import pytest
+from tiny import tiny_samples
+from torch.utils.flop_counter import FlopCounterMode
+
+from pargo_ds.batch import pack
+from pargo_ds.config import parse_config
+from pargo_ds.data.conversation import encode
+from pargo_ds.training import assembly
+from pargo_ds.training.freezing import apply_freezing
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_run):
+    run = parse_config(tiny_run)
+    processor = assembly.build_processor(run)
+    model = assembly.build_model(run, processor, None)
+    apply_freezing(model, run.train)
+    samples = [encode(s, s.turns, processor, "here") for s in tiny_samples(4)]
+    return run, model, pack(samples, processor.image_size), assembly.flop_model(model)
+
+
+def test_forward_and_backward_match_torchs_counter(parts):
+    """One sample, because torch counts the masked squares between packed samples too; 10 % for its unmasked halves."""
+    run, model, _, flops = parts
+    processor = assembly.build_processor(run)
+    (sample,) = tiny_samples(1)
+    batch = pack([encode(sample, sample.turns, processor, "here")], processor.image_size)
+    with FlopCounterMode(display=False) as forward:
+        loss = model(**batch.model_inputs("cpu")).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    counted = forward.get_total_flops(), backward.get_total_flops()
+    expected = flops.of_batch(batch, run, training=False)[0], flops.of_batch(batch, run)[0]
+    assert expected[0] == pytest.approx(counted[0], rel=0.1)
+    assert expected[1] == pytest.approx(sum(counted), rel=0.1)
+
+
+def test_empty_pack_costs_nothing(parts):
+    run, _, _, flops = parts
+    assert flops.of_batch(pack([], 64), run) == (0.0, 0.0)
+
+
+def test_checkpointing_raises_hardware_flops_only(parts, tiny_run):
+    run, _, batch, flops = parts
+    repeated = parse_config({**tiny_run, "train": {**tiny_run["train"], "activation_checkpointing": True}})
+    assert flops.of_batch(batch, repeated)[0] == flops.of_batch(batch, run)[0]
+    assert flops.of_batch(batch, repeated)[1] > flops.of_batch(batch, run)[1]
+
+
+def test_frozen_llm_has_no_weight_gradient(parts, tiny_run):
+    run, _, batch, flops = parts
+    frozen = parse_config({**tiny_run, "train": {**tiny_run["train"], "llm": "frozen"}})
+    saved = flops.of_batch(batch, run)[0] - flops.of_batch(batch, frozen)[0]
+    linear = flops.llm_per_token * batch.num_tokens + flops.llm_head_per_target * batch.num_targets
+    assert saved == pytest.approx(linear)

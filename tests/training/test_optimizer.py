@@ -1,0 +1,44 @@
+"""Schedule and parameter groups."""
+
+import math
+
+import pytest
+from torch import nn
+
+from pargo_ds.config import parse_config
+from pargo_ds.training.optimizer import lr_at, parameter_groups, set_learning_rates
+
+
+def test_warm_up_is_linear_and_cosine_ends_at_the_floor():
+    rates = [lr_at(step, 10, 2, peak=1.0, floor=0.1) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[9] == pytest.approx(0.1)
+    middle = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 3 / 7))
+    assert rates[5] == pytest.approx(middle)
+    assert all(a >= b for a, b in zip(rates[1:], rates[2:], strict=False))
+
+
+def test_one_step_run_uses_the_peak():
+    assert lr_at(0, 1, 0, peak=1.0, floor=0.1) == 1.0
+
+
+class Parts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.vision, self.projector, self.llm = (nn.Linear(2, 2) for _ in range(3))
+
+
+def test_groups_follow_parts_and_vectors_do_not_decay(tiny_run):
+    run, model = parse_config(tiny_run), Parts()
+    model.vision.requires_grad_(False)
+    groups = parameter_groups(model, run)
+    assert [g["name"] for g in groups] == [
+        "projector.matrices",
+        "projector.vectors",
+        "llm.matrices",
+        "llm.vectors",
+    ]
+    assert [g["weight_decay"] for g in groups] == [0.0, 0.0, 0.01, 0.0]
+    rates = set_learning_rates(groups, run, step=0, total_steps=4)
+    assert rates == {"projector": 3e-3, "llm": 1e-3}
+    assert [g["lr"] for g in groups] == [3e-3, 3e-3, 1e-3, 1e-3]

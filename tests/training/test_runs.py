@@ -1,0 +1,203 @@
+"""Whole runs of the tiny model through the real entry point, launcher and DeepSpeed."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import metrics, run_command
+
+from pargo_ds.config import parse_config
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_fp32.json"
+# The curve was stored with torch 2.15; another torch or processor may sum in another order. Measured between torch 2.15
+# and 2.13: 2e-7 relative over 20 steps.
+GOLDEN_TOLERANCE = 1e-4
+
+
+def losses(run_dir):
+    return [line["loss"] for line in metrics(run_dir)]
+
+
+def succeeded(process):
+    assert process.returncode == 0, process.stderr[-3000:]
+
+
+def export(run_dir, out, *options):
+    succeeded(run_command([sys.executable, "tools/convert_checkpoint.py", "zero-to-hf", str(run_dir), str(out), *options]))
+
+
+def test_golden_curve_and_two_runs_bit_equal(launch):
+    changes = {"train": {"steps": 20}, "checkpoint": {"every": 20}, "held_out": {"every": 10}}
+    curves = []
+    for name in ("first", "second"):
+        process, run_dir = launch(1, {**changes, "name": name})
+        succeeded(process)
+        curves.append(losses(run_dir) + [m["held_out_loss"] for m in metrics(run_dir) if "held_out_loss" in m])
+    assert curves[0] == curves[1]
+    golden = json.loads(GOLDEN.read_text())
+    difference = max(abs(a - b) / b for a, b in zip(curves[0], golden["losses"], strict=True))
+    print(f"largest relative difference from the golden curve: {difference:.1e}")
+    assert difference < GOLDEN_TOLERANCE
+    assert curves[0][19] < 0.8 * curves[0][0]  # it learns
+
+
+def test_resume_is_bit_identical_to_the_uninterrupted_run(launch):
+    """LoRA with dropout, so that the random state matters too; the run is cut after its first checkpoint."""
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.3, "targets": ["q_proj", "v_proj"]}
+    changes = {
+        "name": "resumed",
+        "checkpoint": {"every": 2, "keep": 5},
+        "train": {"steps": 5, "llm": {"mode": "lora", "lr": 1e-3, "lora": lora}},
+    }
+    process, run_dir = launch(2, changes)
+    succeeded(process)
+    whole = losses(run_dir)
+    checkpoints = run_dir / "checkpoints"
+    for later in ("step_00000004", "step_00000005"):
+        shutil.rmtree(checkpoints / later)
+    (checkpoints / "latest").write_text("step_00000002\n")
+    (run_dir / "DONE").unlink()
+    process, _ = launch(2, changes)
+    succeeded(process)
+    assert "continuing after step 2" in process.stderr
+    assert losses(run_dir) == whole
+    assert [line["step"] for line in metrics(run_dir)] == [1, 2, 3, 4, 5]
+
+
+def test_only_what_should_train_changes_and_the_export_equals_the_trained_model(launch, tmp_path):
+    lora = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
+    changes = {"name": "export", "train": {"steps": 2, "llm": {"mode": "lora", "lr": 1e-2, "lora": lora}}}
+    process, run_dir = launch(2, changes)
+    succeeded(process)
+    for out, options in (("plain", []), ("merged", ["--merge-lora"])):
+        command = [
+            sys.executable,
+            "tools/convert_checkpoint.py",
+            "zero-to-hf",
+            str(run_dir),
+            str(tmp_path / out),
+            *options,
+        ]
+        succeeded(run_command(command))
+    plain, merged = (load_file(tmp_path / out / "model.safetensors") for out in ("plain", "merged"))
+    start = initial_weights(run_dir)
+    assert plain.keys() == merged.keys() == start.keys()
+    for name, before in start.items():
+        trained = name.startswith("projector.")
+        assert torch.equal(plain[name], before) != trained, name
+        adapted = name.startswith("llm.model.layers") and "norm" not in name
+        assert torch.equal(merged[name], plain[name]) != adapted, name
+    assert_held_out_loss(tmp_path / "merged", run_dir)
+    assert_held_out_loss(tmp_path / "plain", run_dir, adapter=tmp_path / "plain" / "adapter")
+
+
+def initial_weights(run_dir):
+    """What the run started from: assembled again from its own configuration, without DeepSpeed."""
+    import yaml
+
+    from pargo_ds.training import assembly
+
+    run = parse_config(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    model = assembly.build_model(run, assembly.build_processor(run), None)
+    tied = "llm.lm_head.weight"
+    return {name: tensor for name, tensor in model.state_dict().items() if name != tied}
+
+
+def assert_held_out_loss(folder, run_dir, adapter=None):
+    """The exported model has the held-out loss that the trained one reported."""
+    import yaml
+
+    from pargo_ds.data.loader import held_out_batches
+    from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
+
+    run = parse_config(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    model = ParGoForConditionalGeneration.from_pretrained(folder).eval()
+    if adapter is not None:
+        from peft import PeftModel
+
+        model.llm = PeftModel.from_pretrained(model.llm, adapter)
+    processor = ParGoProcessor.from_pretrained(folder)
+    batches = held_out_batches(
+        run.data.held_out, run.data, run.batch, processor, packs=4, rank=0, world_size=1, cache_dir=run_dir / "cache"
+    )
+    with torch.no_grad():
+        total = sum(float(model(**b.model_inputs("cpu"), num_items_in_batch=1.0).loss) for b in batches)
+    mine = total / sum(b.num_targets for b in batches)
+    assert mine == pytest.approx(metrics(run_dir)[-1]["held_out_loss"], rel=1e-5)  # measured 1e-7
+
+
+def test_start_from_an_export_begins_where_it_ended(launch, tmp_path):
+    """Stage hand-over under ZeRO-3: the first loss of the second stage is the exported model's."""
+    process, first = launch(1, {"name": "stage1", "train": {"steps": 2}})
+    succeeded(process)
+    export(first, tmp_path / "export")
+    changes = {"start_from": str(tmp_path / "export"), "held_out": {"every": 1}, "train": {"steps": 1, "warmup_steps": 0}}
+    tiny_lr = {"projector": {"lr": 1e-12}, "llm": {"lr": 1e-12, "weight_decay": 0.0}}
+    changes["train"] |= tiny_lr
+    process, second = launch(2, {**changes, "name": "stage2"})
+    succeeded(process)
+    assert metrics(second)[-1]["held_out_loss"] == pytest.approx(metrics(first)[-1]["held_out_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"data": {"train": "nowhere"}}, "nowhere is not a folder of shards: it has no index.json"),
+        ({"batch": {"packs_per_step": 3}}, "packs_per_step = 3 does not divide over 2 ranks"),
+        ({"projector": {"type": "perceiver"}}, "unknown projector type 'perceiver': known types are"),
+        ({"projector": {"partial_tokens": 17}}, "17"),
+        ({"batch": {"tokens_per_pack": 30}}, "00000"),
+        ({"llm": {"name": "no/where", "weights": "pretrained"}}, "no/where"),
+    ],
+)
+def test_bad_input_ends_with_one_clear_error(launch, changes, said):
+    process, run_dir = launch(2, changes)
+    assert process.returncode != 0
+    errors = [line for line in process.stderr.splitlines() if line.startswith("pargo_ds.train: error:")]
+    assert errors, process.stderr[-3000:]
+    assert said in "\n".join(process.stderr.splitlines())
+    assert not (run_dir / "checkpoints").exists()
+
+
+def test_checkpoint_of_another_model_is_refused(launch):
+    process, run_dir = launch(1, {"train": {"steps": 1, "warmup_steps": 0}})
+    succeeded(process)
+    (run_dir / "DONE").unlink()
+    (run_dir / "config.yaml").unlink()
+    process, _ = launch(1, {"projector": {"layers": 3}, "train": {"steps": 2}})
+    assert process.returncode != 0
+    assert "was written by another model" in process.stderr
+    process, _ = launch(1, {"train": {"steps": 3}})  # config.yaml now describes the run with three layers
+    assert "holds a run with other settings" in process.stderr
+    assert "projector.layers: 3 before, 2 now" in process.stderr
+
+
+@pytest.mark.slow
+def test_offloaded_optimizer_gives_the_same_losses(launch):
+    curves = []
+    for zero in ("zero3", "zero3_offload"):
+        process, run_dir = launch(2, {"name": zero, "deepspeed": f"ds_configs/{zero}.json"})
+        succeeded(process)
+        curves.append(losses(run_dir))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_activation_checkpointing_changes_memory_not_numbers(launch):
+    curves = []
+    for name, on in (("off", False), ("on", True)):
+        process, run_dir = launch(2, {"name": name, "train": {"activation_checkpointing": on}})
+        succeeded(process)
+        curves.append(losses(run_dir))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_wandb_files_are_written_without_a_key(launch):
+    process, run_dir = launch(1, {"reporting": {"wandb": "offline"}})
+    succeeded(process)
+    assert list((run_dir / "wandb").glob("offline-run-*/run-*.wandb"))
