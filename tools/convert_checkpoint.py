@@ -19,16 +19,12 @@ from pathlib import Path
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     zero = commands.add_parser("zero-to-hf", help="training checkpoint -> Hugging Face folder")
     zero.add_argument("checkpoint", type=Path, help="step folder, or a run's folder (its newest checkpoint)")
     zero.add_argument("out", type=Path, help="folder to write; must not exist without --force")
-    zero.add_argument(
-        "--merge-lora", action="store_true", help="add LoRA into the LLM's weights; else adapter/ beside"
-    )
+    zero.add_argument("--merge-lora", action="store_true", help="add LoRA into the LLM's weights; else adapter/ beside")
     zero.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return parser.parse_args()
 

@@ -25,9 +25,7 @@ def fetch_hub(name: str, revision: str | None) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
     options = parser.parse_args()

@@ -22,9 +22,9 @@ from transformers.utils import ModelOutput
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
 from .attention import partial_attention  # noqa: F401
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
+from .masks import partial_global_mask  # noqa: F401
 from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import use_packed_attention
-from .masks import partial_global_mask  # noqa: F401
 from .projector_pargo import build_projector
 from .vision import VisionTower, reset_non_persistent_buffers
 

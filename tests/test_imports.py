@@ -1,0 +1,125 @@
+"""Imports run one way: an `ast` walk over the package and the tools.
+
+tools, train.py -> training, evaluation, captioning, convert -> checkpoint -> {data | model}
+                -> {config, batch, distributed}
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = {"config", "batch", "distributed"}
+CORE = BASE | {"data", "model"}
+UPPER = CORE | {"checkpoint"}
+ALLOWED = {
+    **dict.fromkeys(BASE, BASE),
+    "model": set(),  # exported beside the weights, so nothing of ours but itself
+    "data": BASE,
+    "checkpoint": CORE,
+    **dict.fromkeys(("training", "evaluation", "captioning"), UPPER),
+    "convert": UPPER | {"training"},  # rebuilds the model exactly as the run built it
+}
+DEEPSPEED_HOMES = (
+    "pargo_ds/training/engine.py",
+    "pargo_ds/checkpoint/store.py",
+    "pargo_ds/train.py",
+    "pargo_ds/convert/",
+)
+OPTIONAL_IN_MODEL = {"timm", "triton", "flash_attn"}
+
+
+def imported_modules(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted module) for each import of a file, relative ones resolved, functions included."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            # `from pargo_ds import model` names the part only in the list of names.
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "pargo_ds" else [module]
+            yield from ((node.lineno, name) for name in names)
+
+
+def part_of(dotted: str) -> str | None:
+    """`pargo_ds.data.plan` -> `data`; None for what is not ours."""
+    pieces = dotted.split(".")
+    return pieces[1] if pieces[0] == "pargo_ds" and len(pieces) > 1 else None
+
+
+def package_files() -> list[Path]:
+    return sorted((ROOT / "pargo_ds").rglob("*.py"))
+
+
+@pytest.mark.parametrize("part", sorted(ALLOWED))
+def test_part_imports_only_what_lies_below_it(part: str) -> None:
+    wrong = []
+    for file in package_files():
+        if part_of(".".join(file.relative_to(ROOT).with_suffix("").parts)) != part:
+            continue
+        for line, module in imported_modules(file):
+            target = part_of(module)
+            if target is not None and target != part and target not in ALLOWED[part]:
+                wrong.append(f"{file.relative_to(ROOT)}:{line} imports {module}")
+    below = ", ".join(sorted(ALLOWED[part])) or "nothing of ours but itself"
+    assert not wrong, f"{part} may import {below}:\n" + "\n".join(wrong)
+
+
+def test_every_part_has_a_rule() -> None:
+    parts = {part_of(".".join(file.relative_to(ROOT).with_suffix("").parts)) for file in package_files()}
+    unknown = parts - set(ALLOWED) - {"train", "__init__", None}
+    assert not unknown, f"no import rule for {sorted(unknown)}: place it in the table at the top of {__file__}"
+
+
+def test_nothing_in_the_package_imports_tools_tests_or_train() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {module}"
+        for file in package_files()
+        for line, module in imported_modules(file)
+        if module.split(".")[0] in {"tools", "tests"} or part_of(module) == "train"
+    ]
+    assert not wrong, "command lines are the top; nothing imports them:\n" + "\n".join(wrong)
+
+
+def test_tools_do_not_import_each_other_or_train() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line} imports {module}"
+        for file in sorted((ROOT / "tools").glob("*.py"))
+        for line, module in imported_modules(file)
+        if module.split(".")[0] == "tools" or part_of(module) == "train"
+    ]
+    assert not wrong, "a tool is a thin command line over the package:\n" + "\n".join(wrong)
+
+
+def test_deepspeed_appears_only_where_it_is_needed() -> None:
+    wrong = [
+        f"{file.relative_to(ROOT)}:{line}"
+        for file in [*package_files(), *sorted((ROOT / "tools").glob("*.py"))]
+        for line, module in imported_modules(file)
+        if module.split(".")[0] == "deepspeed" and not file.relative_to(ROOT).as_posix().startswith(DEEPSPEED_HOMES)
+    ]
+    assert not wrong, f"deepspeed is imported outside {', '.join(DEEPSPEED_HOMES)}:\n" + "\n".join(wrong)
+
+
+def test_optional_packages_in_model_are_guarded() -> None:
+    """transformers' remote-code scanner demands every import that is not inside try/except."""
+    wrong = []
+    for file in sorted((ROOT / "pargo_ds" / "model").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        guarded = {line for node in ast.walk(tree) if isinstance(node, ast.Try) for line in _lines(node)}
+        wrong += [
+            f"{file.relative_to(ROOT)}:{line} imports {module}"
+            for line, module in imported_modules(file)
+            if module.split(".")[0] in OPTIONAL_IN_MODEL and line not in guarded
+        ]
+    assert not wrong, "import these inside try / except ImportError:\n" + "\n".join(wrong)
+
+
+def _lines(node: ast.Try) -> range:
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)

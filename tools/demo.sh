@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The whole path on one machine (`make demo` calls it): parts -> shards -> stage 1 -> export -> stage 2 -> export -> report.
+# PYTHON names the interpreter, PROCESSES the number of training processes (default: all GPUs, or 2 without one).
+# Each step leaves its result in runs/ and is skipped when that is there; delete runs/demo* to start over.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:?set PYTHON to an interpreter that has the packages; make demo does}
+started=$SECONDS
+
+say() { printf '\n[demo %4d s] %s\n' "$((SECONDS - started))" "$*"; }
+
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+if [ "$gpus" -eq 0 ]; then
+    export DS_ACCELERATOR=cpu
+fi
+processes=${PROCESSES:-}
+processes=${processes:-$((gpus > 0 ? gpus : 2))}
+
+train() { # RUN.yaml NAME
+    local port
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+    # With DONE written all is saved: gloo may still abort at exit, rarely, which is no fault of the run.
+    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" \
+        || [ -f "runs/$2/DONE" ] || { echo "error: training stopped; see runs/$2/logs. The same command continues." >&2; exit 1; }
+}
+
+export_model() { # NAME [OPTIONS]
+    local name=$1
+    shift
+    [ -d "runs/$name/export" ] || "$python" tools/convert_checkpoint.py zero-to-hf "runs/$name" "runs/$name/export" "$@"
+}
+
+say "pretrained parts: SmolLM2-135M-Instruct and EfficientNet-Lite0"
+"$python" tools/prepare_demo_parts.py runs/parts
+
+say "pictures, captions and questions: composed scenes of OpenMoji pictures"
+[ -f runs/demo/shards/split.json ] || "$python" tools/build_shards.py scenes runs/demo/shards
+
+say "stage 1: captions, projector only, ZeRO-3, $processes processes"
+train ds_configs/demo_pretrain.yaml demo_pretrain
+export_model demo_pretrain
+
+say "stage 2: questions, projector and LoRA, ZeRO-3, $processes processes"
+train ds_configs/demo_finetune.yaml demo_finetune
+export_model demo_finetune --merge-lora
+
+say "a new process loads the export, answers questions about held-out scenes and writes the report"
+"$python" tools/demo_report.py runs/demo_finetune/export runs/demo/shards runs/demo \
+    --metrics runs/demo_pretrain/metrics.jsonl runs/demo_finetune/metrics.jsonl --caption-model runs/demo_pretrain/export
+
+say "done. Open runs/demo/report.html, or ask something yourself:"
+picture=runs/demo/scene.png
+echo "  $python tools/answer.py runs/demo_finetune/export $picture 'What is the large object?'"
+echo "To train again: rm -r runs/demo runs/demo_pretrain runs/demo_finetune"
