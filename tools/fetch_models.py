@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Fetch what a run file names from the hub into the local cache, on a machine with network (a login node).
 
-Local folders and files are left alone. Revisions of the run file are respected, and printed, so that they can be pinned.
+Local folders and files are left alone. Revisions of the run file are respected, and printed, so that they
+can be pinned.
 
 example:
   python tools/fetch_models.py ds_configs/pretrain.yaml

@@ -144,9 +144,7 @@ def take_out_lora(model: nn.Module, run: RunConfig, folder: Path, merge: bool) -
                 layer.merge(safe_merge=True)
             parent_name, _, child = name.rpartition(".")
             setattr(model.llm.get_submodule(parent_name), child, layer.get_base_layer())
-    for attribute in ("peft_config", "_hf_peft_config_loaded"):
-        if hasattr(model.llm, attribute):
-            delattr(model.llm, attribute)
+    del model.llm.peft_config  # else save_pretrained would take the LLM for an adapter
 
 
 def save_adapter(model: nn.Module, run: RunConfig, folder: Path) -> None:
@@ -171,15 +169,16 @@ def model_card(run: RunConfig, manifest: Manifest, has_lora: bool, merged: bool)
             "\nLoRA is merged into the LLM.\n" if merged else f"\nThe LLM's LoRA adapter lies in `{ADAPTER}/` (peft).\n"
         )
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+    projector, llm = run.projector, run.llm.name
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
 # {run.name}: a ParGo model
 
-A partial-global projector ({run.projector.partial_tokens} partial + {run.projector.global_tokens} global tokens, cascade
-"{run.projector.cascade}") between the vision encoder `{run.vision.name}` and the language model `{run.llm.name}`, trained with
-pargo_ds: step {manifest.step}, {manifest.world_size} ranks, ZeRO stage {manifest.zero_stage}, {versions}.
+A partial-global projector ({projector.partial_tokens} partial + {projector.global_tokens} global tokens, cascade
+"{projector.cascade}") between the vision encoder `{run.vision.name}` and the language model `{llm}`,
+trained with pargo_ds: step {manifest.step}, {manifest.world_size} ranks, ZeRO stage {manifest.zero_stage}, {versions}.
 {lora}
 ```python
 import pargo_ds.model  # registers the classes

@@ -92,7 +92,7 @@ def pixel_statistics(name: str, revision: str | None) -> dict[str, list[float]]:
 
 
 def model_config(run: RunConfig, image_token_id: int | None, offline: bool) -> ParGoConfig:
-    """Configuration of the whole model; `image_token_id` None (dry run) stands for the first id after the vocabulary."""
+    """Configuration of the whole model; `image_token_id` None (dry run): the first id after the vocabulary."""
     text = text_config(run, offline)
     projector = run.projector.model_dump()
     token = text.vocab_size if image_token_id is None else image_token_id

@@ -32,7 +32,8 @@ def describe(run: RunConfig, world_size: int) -> str:
         state_memory(rows, zero_stage(settings), world_size, run.train.precision),
         "\n# forward arithmetic",
         f"vision {flops.vision_per_image / 1e9:,.1f} GFLOP per picture, projector "
-        f"{flops.projector_per_image / 1e9:,.1f} GFLOP per picture, LLM {flops.llm_per_token / 1e9:,.2f} GFLOP per token",
+        f"{flops.projector_per_image / 1e9:,.1f} GFLOP per picture, "
+        f"LLM {flops.llm_per_token / 1e9:,.2f} GFLOP per token",
         "\ndry run: no fault found",
     ]
     return "\n".join(sections)
