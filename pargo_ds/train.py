@@ -143,15 +143,15 @@ def train_on(run: RunConfig, settings: dict[str, Any], device: Any) -> None:
         )
         log.info("saved %s", where)
 
-    reporter = Reporter(run, total_steps, first_step)
+    reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped})
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
+    if loader.skipped:
+        log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
     meter = StepMeter(run, flops, device)
     try:
         Trainer(run, engine, loader.steps(), held_out, reporter, meter, save, total_steps).train(first_step)
     finally:
         reporter.close()
-    if loader.skipped:
-        log.info("left out %d samples longer than batch.tokens_per_pack", loader.skipped)
     if distributed.is_main():
         run_folder.done_file(run).write_text(f"{total_steps} steps\n")
     distributed.barrier()

@@ -59,6 +59,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     scenes.add_argument(
         "--hold-out-style", choices=sorted(STYLES), help="draw this style in held_out only, and nothing else there"
     )
+    scenes.add_argument(
+        "--concepts", type=int, metavar="N", help="things that occur, about so many of all groups (default: all)"
+    )
     scenes.add_argument("--compression", choices=COMPRESSIONS, default="none", help="of the shards (default none)")
     scenes.add_argument("--cache", type=Path, help=f"folder for fetched styles (default {default_cache()})")
     scenes.add_argument(
@@ -77,6 +80,7 @@ def build_scenes(options: argparse.Namespace) -> None:
         size=options.size,
         styles=tuple(style.strip() for style in options.styles.split(",") if style.strip()),
         hold_out_style=options.hold_out_style,
+        concepts=options.concepts,
         cache=options.cache,
     )
     for style in plan.styles:

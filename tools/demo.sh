@@ -15,12 +15,14 @@ if [ "$gpus" -eq 0 ]; then
 fi
 processes=${PROCESSES:-}
 processes=${processes:-$((gpus > 0 ? gpus : 2))}
+packs=() # the demo's step is two packs; other numbers of processes take one each
+[ $((2 % processes)) -eq 0 ] || packs=(--set "batch.packs_per_step=$processes")
 
 train() { # RUN.yaml NAME
     local port
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # With DONE written all is saved: gloo may still abort at exit, rarely, which is no fault of the run.
-    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" \
+    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" "${packs[@]}" \
         || [ -f "runs/$2/DONE" ] || { echo "error: training stopped; see runs/$2/logs. The same command continues." >&2; exit 1; }
 }
 

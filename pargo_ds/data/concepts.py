@@ -84,8 +84,26 @@ def _grouped() -> dict[str, dict[str, str]]:
     return groups
 
 
-def held_out_concepts(seed: int, share: float = 0.15) -> list[str]:
-    """Return the names kept away from training: `share` of each group, chosen by the seed, sorted.
+def chosen_concepts(seed: int, count: int | None = None) -> dict[str, list[str]]:
+    """Return group -> sorted names: all of them, or about `count` drawn by the seed, each group in proportion.
+
+    Raises ValueError for a count outside 10 ... the whole vocabulary.
+    """
+    groups = {group: sorted(names) for group, names in _grouped().items()}
+    total = sum(map(len, groups.values()))
+    if count is None:
+        return groups
+    if not 10 <= count <= total:
+        raise ValueError(f"{count} concepts wanted; expected 10 to {total}")
+    chosen = {}
+    for group, names in groups.items():
+        random.Random(f"{seed}/chosen concepts/{group}").shuffle(names)
+        chosen[group] = sorted(names[: max(1, round(count * len(names) / total))])
+    return chosen
+
+
+def held_out_concepts(seed: int, share: float = 0.15, count: int | None = None) -> list[str]:
+    """Return the names kept away from training: `share` of each group of the chosen ones, by the seed, sorted.
 
     Raises ValueError unless 0 <= share < 1.
     """
@@ -94,8 +112,8 @@ def held_out_concepts(seed: int, share: float = 0.15) -> list[str]:
             f"the share of concepts held out is {share}; expected at least 0 and below 1, for example 0.15"
         )
     chosen: list[str] = []
-    for group, names in _grouped().items():
-        ordered = sorted(names)
+    for group, names in chosen_concepts(seed, count).items():
+        ordered = list(names)
         random.Random(f"{seed}/held-out concepts/{group}").shuffle(ordered)
         chosen += ordered[: round(share * len(ordered))]
     return sorted(chosen)

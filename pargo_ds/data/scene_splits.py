@@ -22,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from pargo_ds.data.colours import dominant_colour
-from pargo_ds.data.concepts import held_out_concepts, vocabulary
+from pargo_ds.data.concepts import chosen_concepts, held_out_concepts, vocabulary
 from pargo_ds.data.glyphs import STYLES, glyph
 from pargo_ds.data.questions import Question, ask_questions, captions, to_turns
 from pargo_ds.data.scenes import SMALL_COUNTS, Scene, Thing, compose_scene, draw_scene
@@ -33,7 +33,9 @@ SPLITS = ("train", "held_out")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScenesPlan:
-    """What to build. `hold_out_style`, if given, is drawn in held_out only; sizes are in pixels."""
+    """What to build. `hold_out_style`, if given, is drawn in held_out only; sizes are in pixels; `concepts` limits the
+    vocabulary (None: all of it).
+    """
 
     seed: int = 0
     train: int = 1200
@@ -41,6 +43,7 @@ class ScenesPlan:
     size: int = 256
     styles: tuple[str, ...] = ("openmoji",)
     hold_out_style: str | None = None
+    concepts: int | None = None
     held_out_share: float = 0.15
     cache: Path | None = None
 
@@ -75,8 +78,13 @@ class ScenesPlan:
 
     def concepts_of(self, split: str) -> list[str]:
         """Return the names that a split may show: held_out shows all of them, train only those not held out."""
-        held_out = set(held_out_concepts(self.seed, self.held_out_share))
-        return [name for name in vocabulary() if split == "held_out" or name not in held_out]
+        names = {name for group in chosen_concepts(self.seed, self.concepts).values() for name in group}
+        shown = names if split == "held_out" else names - set(self.held_out_concepts())
+        return [name for name in vocabulary() if name in shown]
+
+    def held_out_concepts(self) -> list[str]:
+        """Return the names that training never shows, sorted."""
+        return held_out_concepts(self.seed, self.held_out_share, self.concepts)
 
     def description(self) -> dict[str, Any]:
         """Return what split.json holds: seed, sizes, styles and concepts of each split, and the pictures' origin."""
@@ -87,7 +95,7 @@ class ScenesPlan:
             "counts": {split: getattr(self, split) for split in SPLITS},
             "styles": {split: self.styles_of(split) for split in SPLITS},
             "hold_out_style": self.hold_out_style,
-            "held_out_concepts": held_out_concepts(self.seed, self.held_out_share),
+            "held_out_concepts": self.held_out_concepts(),
             "concepts": {split: self.concepts_of(split) for split in SPLITS},
             "sources": {style: dataclasses.asdict(STYLES[style]) for style in self.styles},
         }
@@ -106,7 +114,7 @@ def compose_split(plan: ScenesPlan, split: str) -> list[Scene]:
     styles = _dealt(plan.styles_of(split), count, rng)
     salient = _dealt_twice(concepts, count, rng)
     small = _deal_small(concepts, salient, counts, rng)
-    held_out = set(held_out_concepts(plan.seed, plan.held_out_share))
+    held_out = set(plan.held_out_concepts())
     things = {style: _things(style, plan.cache, held_out) for style in plan.styles_of(split)}
     return [
         compose_scene(

@@ -80,10 +80,13 @@ def _start_wandb(run: RunConfig) -> Any:
 
 
 class Reporter:
-    """Rank 0's progress bar, metrics.jsonl and wandb; does nothing on other ranks."""
+    """Rank 0's progress bar, metrics.jsonl and wandb; does nothing on other ranks.
 
-    def __init__(self, run: RunConfig, total_steps: int, first_step: int) -> None:
-        self.every = run.reporting.log_every
+    `constants` are figures of the whole run that stand in every line (conversations left out).
+    """
+
+    def __init__(self, run: RunConfig, total_steps: int, first_step: int, constants: dict[str, Any]) -> None:
+        self.every, self.constants = run.reporting.log_every, constants
         self.active = distributed.is_main()
         if not self.active:
             return
@@ -103,6 +106,7 @@ class Reporter:
         self.bar.set_postfix(shown, refresh=False)
         if step % self.every == 0 or "held_out_loss" in figures:
             # JSON has no NaN; null keeps the file readable by every tool
+            figures = figures | self.constants
             clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
             self.file.write(json.dumps({"step": step, **clean}) + "\n")
             self.file.flush()
