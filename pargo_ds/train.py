@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
             train(run)
         return 0
     except (ValueError, FileNotFoundError, FloatingPointError, distributed.OtherRankError) as error:
-        log.exception("stopped")
+        log.debug("stopped", exc_info=True)
         if distributed.is_main() or not isinstance(error, distributed.OtherRankError):
             print(f"pargo_ds.train: error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

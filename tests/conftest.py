@@ -79,7 +79,7 @@ def tiny_run(tokenizer_folder, tiny_shards) -> dict:
         },
         "checkpoint": {"every": 1000},
         "held_out": {"every": 1000, "packs": 4},
-        "reporting": {"wandb": "off"},
+        "reporting": {"wandb": "disabled"},
     }
 
 

@@ -28,14 +28,14 @@ def start_logging(run_dir: Path) -> None:
     """Log to `logs/rank_NNNNN.log` on every rank, and to the terminal on rank 0."""
     folder = run_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
     log.propagate = False
     log.handlers.clear()
     to_file = logging.FileHandler(folder / f"rank_{distributed.rank():05d}.log")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(to_file)
     if distributed.is_main():
-        to_terminal = _AboveTheBar()
+        to_terminal = _AboveTheBar(level=logging.INFO)  # tracebacks of clear errors go to the file only
         to_terminal.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(to_terminal)
 
@@ -59,7 +59,7 @@ def _has_wandb_key() -> bool:
 def _start_wandb(run: RunConfig) -> Any:
     mode = run.reporting.wandb
     mode = ("online" if _has_wandb_key() else "offline") if mode == "auto" else mode
-    if mode == "off":
+    if mode == "disabled":
         return None
     import wandb
 
