@@ -59,6 +59,8 @@ class ProjectorSection(Section):
     width: int = Field(default=1024, ge=1)
     heads: int = Field(default=16, ge=1)
     cascade: Literal["shifted", "centered", "each_side", "none", "release"] = "shifted"
+    grouping: Literal["raster", "block"] = "raster"
+    """Patches of a partial token: a run of the raster order (the paper), or a 2-D block (ours)."""
 
     @property
     def visual_tokens(self) -> int:
@@ -70,6 +72,19 @@ class ProjectorSection(Section):
         if self.width % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
         return self
+
+
+class AttentionSection(Section):
+    """How attention is computed: speed and memory, never numbers; may change between a run and its continuation."""
+
+    partial: Literal["auto", "fused", "flash_window", "flash_varlen", "dense"] = "auto"
+    """Partial tokens and their patches."""
+    cascade: Literal["auto", "flash", "dense"] = "auto"
+    """Partial tokens among themselves."""
+    provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4", "emulated"] = "auto"
+    """Where FlashAttention comes from; emulated: in plain torch, for tests."""
+    llm: Literal["auto", "varlen", "sdpa"] = "auto"
+    """Packed sequences in the LLM."""
 
 
 class LLMSection(Section):
@@ -206,7 +221,7 @@ class ReportingSection(Section):
     """Progress, metrics.jsonl and wandb."""
 
     log_every: int = Field(default=1, ge=1)
-    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto: online with a key, offline without."""
     wandb_project: str = "pargo_ds"
     peak_tflops: float | None = Field(default=None, gt=0)
@@ -226,6 +241,7 @@ class RunConfig(Section):
     """DeepSpeed JSON file; batch sizes, precision and clipping come from this file, not from there."""
     vision: VisionSection
     projector: ProjectorSection = ProjectorSection()
+    attention: AttentionSection = AttentionSection()
     llm: LLMSection
     train: TrainSection
     batch: BatchSection

@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 
-from .masks import CASCADES
+from .masks import CASCADES, GROUPINGS
 
 IGNORE_INDEX = -100
 IMAGE_PLACEHOLDER = "<image>"
@@ -72,12 +72,13 @@ class ParGoProjectorConfig(PretrainedConfig):
         layers, width, heads: depth d, hidden size and attention heads.
         ffn_width: inner width of the feed-forward network; None means 4 * width.
         cascade: shifted | centered | each_side | none | release (masks.cascade_window).
+        grouping: raster (the paper) | block (2-D, ours): which patches a partial token sees (masks.patches_of_partial).
         dropout: on each residual branch.
         query_std: standard deviation of the learned tokens at the start.
         output_std: standard deviation of the visual tokens at the start; set it to that of the LLM's embeddings.
 
     Raises:
-        ValueError: unknown cascade, a width that the heads do not divide, or no tokens.
+        ValueError: unknown cascade or grouping, a width that the heads do not divide, or no tokens.
     """
 
     model_type = "pargo_projector"
@@ -96,11 +97,14 @@ class ParGoProjectorConfig(PretrainedConfig):
         dropout: float = 0.0,
         query_std: float = 0.5,
         output_std: float = 0.02,
+        grouping: str = "raster",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if cascade not in CASCADES:
             raise ValueError(f"unknown projector.cascade '{cascade}': choose one of {', '.join(CASCADES)}")
+        if grouping not in GROUPINGS:
+            raise ValueError(f"unknown projector.grouping '{grouping}': choose one of {', '.join(GROUPINGS)}")
         if width % heads:
             raise ValueError(f"projector.width {width} is not a multiple of projector.heads {heads}")
         if min(partial_tokens, global_tokens) < 0 or partial_tokens + global_tokens < 1 or layers < 1:
@@ -116,6 +120,7 @@ class ParGoProjectorConfig(PretrainedConfig):
         self.heads = heads
         self.ffn_width = 4 * width if ffn_width is None else ffn_width
         self.cascade = cascade
+        self.grouping = grouping
         self.dropout = dropout
         self.query_std = query_std
         self.output_std = output_std

@@ -3,14 +3,17 @@
 This file is the oracle of every attention backend: True means "the row may look at the column".
 
 Axis legend: `partial` and `global` are the learned tokens of the projector (partial ones first),
-`patches` leave the vision encoder in raster order.
+`patches` leave the vision encoder in raster order. Ragged pictures lie one after another in one row of patches;
+`cu_patches` (images + 1) says where each of them starts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 CASCADES = ("shifted", "centered", "each_side", "none", "release")
+GROUPINGS = ("raster", "block")
 
 
 class Window(NamedTuple):
@@ -43,21 +46,117 @@ def partial_groups(num_partial: int, num_patches: int) -> list[int]:
     return [i * num_patches // num_partial for i in range(num_partial + 1)]
 
 
-def partial_global_mask(num_partial: int, num_global: int, num_patches: int) -> torch.Tensor:
+def block_order(num_partial: int, rows: int, columns: int) -> list[int]:
+    """Order of the patches in which `partial_groups` cuts 2-D blocks (ours, not the paper's): a permutation.
+
+    The grid is cut into horizontal strips, and each strip is walked column by column. Where the counts tile (strips
+    divide the rows, tokens per strip divide the columns) every group is one rectangle, as square as the counts allow
+    (the taller one of two equally square), and blocks follow each other in raster order. Otherwise strips are about as
+    high as a square block and every second one is walked backwards, so that a group that crosses strips stays in one
+    piece; sizes still differ by at most one patch.
+
+    Example: 4 partial tokens on 4 x 4 patches -> [0, 4, 1, 5, 2, 6, 3, 7, 8, ...], blocks of 2 x 2.
+
+    Raises:
+        ValueError: more partial tokens than patches.
+    """
+    partial_groups(num_partial, rows * columns)
+    if num_partial == 0:
+        return list(range(rows * columns))
+    tilings = [
+        strips
+        for strips in range(1, num_partial + 1)
+        if num_partial % strips == 0 and rows % strips == 0 and columns % (num_partial // strips) == 0
+    ]
+    if tilings:
+        # Height over width of a block; the larger of it and its inverse is 1 for a square.
+        shapes = {n: (rows // n) * (num_partial // n) / columns for n in tilings}
+        strips = min(tilings, key=lambda n: (max(shapes[n], 1 / shapes[n]), -shapes[n]))
+    else:
+        side = (rows * columns / num_partial) ** 0.5
+        strips = min(max(round(rows / side), 1), rows)
+    order: list[int] = []
+    for strip in range(strips):
+        inside = range(strip * rows // strips, (strip + 1) * rows // strips)
+        backwards = not tilings and strip % 2 == 1
+        walk = reversed(range(columns)) if backwards else range(columns)
+        order += [row * columns + column for column in walk for row in inside]
+    return order
+
+
+def patches_of_partial(
+    num_partial: int, num_patches: int, grouping: str = "raster", grid: tuple[int, int] | None = None
+) -> list[list[int]]:
+    """Patches that each partial token sees; every patch belongs to exactly one of them.
+
+    `raster` (the paper) cuts the raster order, `block` cuts `block_order` of `grid` (rows, columns; a square one when
+    None).
+
+    Raises:
+        ValueError: unknown grouping, a grid that does not hold the patches, more partial tokens than patches.
+    """
+    bounds = partial_groups(num_partial, num_patches)
+    order = patch_order(num_partial, num_patches, grouping, grid)
+    return [list(order[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
+
+
+def patch_order(
+    num_partial: int, num_patches: int, grouping: str = "raster", grid: tuple[int, int] | None = None
+) -> Sequence[int]:
+    """Order of the patches that `partial_groups` cuts; see `patches_of_partial`."""
+    if grouping not in GROUPINGS:
+        raise ValueError(f"unknown grouping '{grouping}': choose one of {', '.join(GROUPINGS)}")
+    if grouping == "raster":
+        return range(num_patches)
+    rows, columns = (round(num_patches**0.5),) * 2 if grid is None else grid
+    if rows * columns != num_patches:
+        shape = "and no grid, and they fill no square" if grid is None else f"but a grid of {rows} x {columns}"
+        raise ValueError(
+            f"grouping 'block': {num_patches} patches {shape}. Blocks need rows x columns = patches; give the grid, "
+            "or set projector.grouping to raster"
+        )
+    return block_order(num_partial, rows, columns)
+
+
+def partial_global_mask(
+    num_partial: int,
+    num_global: int,
+    num_patches: int,
+    grouping: str = "raster",
+    grid: tuple[int, int] | None = None,
+) -> torch.Tensor:
     """Mask M of the paper's section 3 (PGP): bool `(partial + global, patches)`.
 
     A partial token sees its own group of patches, a global token sees all of them; every patch is
     seen by exactly one partial token.
 
     Raises:
-        ValueError: more partial tokens than patches.
+        ValueError: as `patches_of_partial`.
     """
     mask = torch.ones(num_partial + num_global, num_patches, dtype=torch.bool)
-    bounds = partial_groups(num_partial, num_patches)
     mask[:num_partial] = False
-    for i in range(num_partial):
-        mask[i, bounds[i] : bounds[i + 1]] = True
+    for i, patches in enumerate(patches_of_partial(num_partial, num_patches, grouping, grid)):
+        mask[i, patches] = True
     return mask
+
+
+def ragged_partial_mask(
+    num_partial: int,
+    cu_patches: Sequence[int],
+    grouping: str = "raster",
+    grids: Sequence[tuple[int, int]] | None = None,
+) -> torch.Tensor:
+    """Mask of the partial tokens of several pictures over their patches side by side: bool
+    `(images * partial, cu_patches[-1])`; no picture sees another.
+
+    Raises:
+        ValueError: as `patches_of_partial`, for any picture.
+    """
+    sizes = [stop - start for start, stop in zip(cu_patches, cu_patches[1:], strict=False)]
+    shapes = [None] * len(sizes) if grids is None else grids
+    return torch.block_diag(
+        *(partial_global_mask(num_partial, 0, n, grouping, grid) for n, grid in zip(sizes, shapes, strict=True))
+    ).bool()
 
 
 def window_width(num_partial: int, layer: int, depth: int) -> int:

@@ -20,11 +20,16 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
-from .attention import partial_attention  # noqa: F401
+from .attention import AttentionChoice
+from .attention_table import PARTIAL  # noqa: F401
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
+from .flash import check_installed
+from .groups import PatchGroups  # noqa: F401
+from .kernels import fused_partial  # noqa: F401
 from .masks import partial_global_mask  # noqa: F401
 from .packed_attention import NAME as PACKED_ATTENTION
-from .packed_attention import use_packed_attention
+from .packed_attention import LLMAttention, packed_positions, packed_row, use_packed_attention
+from .partial_backends import BACKENDS  # noqa: F401
 from .projector_pargo import build_projector
 from .vision import VisionTower, reset_non_persistent_buffers
 
@@ -83,6 +88,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.llm = llm
             self.generation_config = copy.deepcopy(llm.generation_config)
         use_packed_attention(self.llm)
+        self.attention = AttentionChoice()
         self._no_split_modules = ["PargoLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
 
@@ -93,6 +99,27 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ours = any(module is part for part in self.projector.modules())
         if ours and not partitioned and hasattr(module, "reset_parameters"):
             module.reset_parameters()
+
+    def set_attention(
+        self, partial: str = "auto", cascade: str = "auto", provider: str = "auto", llm: str = "auto"
+    ) -> None:
+        """How attention is computed from now on, in words of AttentionChoice. Changes speed and memory, never numbers,
+        so it is a choice of the run and not saved with the model.
+
+        Raises:
+            ValueError: an unknown word, a provider that is not installed, or a road for packed rows in an LLM that
+                keeps its own attention.
+        """
+        implementation = self.llm.config._attn_implementation
+        if llm != "auto" and implementation != PACKED_ATTENTION:
+            raise ValueError(
+                f"attention.llm is '{llm}' but the LLM computes attention with '{implementation}'; load it with "
+                "attn_implementation sdpa, or set attention.llm: auto"
+            )
+        self.attention = AttentionChoice(partial, cascade, provider, llm)
+        check_installed(provider)
+        if hasattr(self.projector, "set_attention"):
+            self.projector.set_attention(self.attention)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
@@ -162,7 +189,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if cu_seqlens is not None:
-            position_ids = _packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
+            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
             use_cache = False  # with a cache transformers would not see the sample boundaries
             kwargs.update(self._varlen_arguments(cu_seqlens, max_seqlen))
         if inputs_embeds is None:
@@ -213,7 +240,9 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if "flash" not in implementation and implementation != PACKED_ATTENTION:
             return {}
         longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-        return {
+        ours = implementation == PACKED_ATTENTION
+        chosen = {"pargo_llm": LLMAttention(self.attention.llm, self.attention.provider)} if ours else {}
+        return chosen | {
             "cu_seq_lens_q": cu_seqlens,
             "cu_seq_lens_k": cu_seqlens,
             "max_length_q": longest,
@@ -232,9 +261,11 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
         if self._changes_logits():
             columns = kept.any(0).nonzero().flatten() if by_mask else kept
-            outputs = self.llm(**llm_inputs, logits_to_keep=columns)
+            with packed_row("pargo_llm" in llm_inputs):
+                outputs = self.llm(**llm_inputs, logits_to_keep=columns)
             return outputs, outputs.logits[kept[:, columns]] if by_mask else outputs.logits
-        outputs = self.get_decoder()(**llm_inputs)
+        with packed_row("pargo_llm" in llm_inputs):
+            outputs = self.get_decoder()(**llm_inputs)
         hidden = outputs.last_hidden_state
         # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).
         rows = hidden[kept] if by_mask else hidden[:, _positions(kept)]
@@ -366,28 +397,3 @@ def _shifted_targets(labels: torch.Tensor, cu_seqlens: torch.Tensor | None) -> t
     if cu_seqlens is not None:
         targets[:, cu_seqlens[1:].long() - 1] = IGNORE_INDEX
     return targets
-
-
-def _packed_positions(
-    cu_seqlens: torch.Tensor,
-    position_ids: torch.Tensor | None,
-    attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
-    use_cache: bool | None,
-) -> torch.Tensor:
-    """Positions `(1, tokens)` that restart at each sample of a pack.
-
-    Raises:
-        ValueError: a mask or a cache, or positions that do not restart there: samples would see each other, silently.
-    """
-    if attention_mask is not None or past_key_values is not None or use_cache:
-        raise ValueError(
-            "a packed batch (cu_seqlens) takes no attention_mask and no cache: with either, samples see each other. "
-            "Pass attention_mask=None and use_cache=False"
-        )
-    lengths = cu_seqlens.diff().long()
-    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
-    expected = (torch.arange(starts.numel(), device=starts.device) - starts).unsqueeze(0)  # (1, tokens)
-    if position_ids is not None and not torch.equal(position_ids.to(expected), expected):
-        raise ValueError("position_ids of a packed batch must restart at 0 at each boundary of cu_seqlens")
-    return expected

@@ -1,20 +1,76 @@
-"""Attention of the LLM over a packed row, sample by sample; registered with transformers as `pargo_packed`.
+"""Attention of the LLM over a packed row, each sample by itself; registered with transformers as `pargo_packed`.
 
 transformers' SDPA road finds the sample boundaries in position_ids and builds a (tokens, tokens) mask; on a CPU that
-mask costs the whole square (48 % of a training step at 10 samples of 100 tokens, measured). Here each sample is one
-causal call. Without boundaries (generation, unpacked batches) and on other devices it is transformers' SDPA itself.
+mask costs the whole square (48 % of a training step at 10 samples of 100 tokens, measured). Here a packed row never
+has a mask: FlashAttention over cu_seqlens (`varlen`), or one causal SDPA call per sample (`sdpa`). Without boundaries
+(generation, unpacked batches) it is transformers' SDPA itself, padding mask included.
 """
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .attention import say_once
+from .flash import flash_varlen, resolve_provider, runs_on_gpu
+
 NAME = "pargo_packed"
+_inside_packed_row: ContextVar[bool] = ContextVar("pargo_packed_row", default=False)
+
+
+class LLMAttention(NamedTuple):
+    """Road of packed rows: llm auto | varlen | sdpa, and FlashAttention's provider."""
+
+    llm: str = "auto"
+    provider: str = "auto"
+
+
+def packed_positions(
+    cu_seqlens: torch.Tensor,
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    use_cache: bool | None,
+) -> torch.Tensor:
+    """Positions `(1, tokens)` that restart at each sample of a pack.
+
+    Raises:
+        ValueError: a mask or a cache, or positions that do not restart there: samples would see each other, silently.
+    """
+    if attention_mask is not None or past_key_values is not None or use_cache:
+        raise ValueError(
+            "a packed batch (cu_seqlens) takes no attention_mask and no cache: with either, samples see each other. "
+            "Pass attention_mask=None and use_cache=False"
+        )
+    lengths = cu_seqlens.diff().long()
+    starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
+    expected = (torch.arange(starts.numel(), device=starts.device) - starts).unsqueeze(0)  # (1, tokens)
+    if position_ids is not None and not torch.equal(position_ids.to(expected), expected):
+        raise ValueError("position_ids of a packed batch must restart at 0 at each boundary of cu_seqlens")
+    return expected
+
+
+@contextmanager
+def packed_row(packed: bool) -> Iterator[None]:
+    """In here no mask is built, and attention without sample boundaries is an error instead of a silent leak."""
+    token = _inside_packed_row.set(packed)
+    try:
+        yield
+    finally:
+        _inside_packed_row.reset(token)
+
+
+def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' SDPA mask; None for a packed row."""
+    return None if _inside_packed_row.get() else sdpa_mask(*args, **kwargs)
 
 
 def packed_attention_forward(
@@ -26,36 +82,103 @@ def packed_attention_forward(
     dropout: float = 0.0,
     scaling: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    pargo_llm: LLMAttention | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query `(rows, heads, tokens, head_dim)`, key and value with their own number of heads -> `(rows, tokens, heads,
-    head_dim)`; `cu_seq_lens_q` `(samples + 1,)` marks one packed row."""
-    if cu_seq_lens_q is None or query.device.type != "cpu" or kwargs.get("sliding_window") is not None:
+    head_dim)`; `cu_seq_lens_q` `(samples + 1,)` marks one packed row.
+
+    Raises:
+        ValueError: a packed row whose boundaries did not arrive, or boundaries with several rows.
+    """
+    if cu_seq_lens_q is None:
+        if _inside_packed_row.get():
+            raise ValueError(
+                f"{type(module).__name__} got a packed row without cu_seq_lens_q: this LLM does not hand keyword "
+                "arguments on to its attention, and samples would see each other. Load the LLM with "
+                "attn_implementation eager"
+            )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    bounds = cu_seq_lens_q.tolist()
-    grouped = query.shape[1] != key.shape[1]
-    outputs = [
-        F.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            dropout_p=dropout,
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
+    if query.shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q marks samples of one packed row, found {query.shape[0]} rows")
+    choice = LLMAttention() if pargo_llm is None else pargo_llm
+    window = kwargs.get("sliding_window")
+    road = _road(choice, query, dropout)
+    if road == "varlen":
+        ends = cu_seq_lens_q.to(torch.int32)
+        longest = int(ends.diff().max()) if max_length_q is None else max_length_q
+        left = None if window is None else window - 1
+        flat = (x[0].transpose(0, 1) for x in (query, key, value))  # (tokens, heads, head_dim)
+        out = flash_varlen(
+            *flat, ends, ends, longest, longest, window=(left, 0), causal=True, scale=scaling, provider=choice.provider
         )
-        for start, end in zip(bounds, bounds[1:], strict=False)
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous(), None
+        return out.unsqueeze(0), None
+    return _sample_by_sample(query, key, value, cu_seq_lens_q.tolist(), window, dropout, scaling), None
+
+
+def _road(choice: LLMAttention, query: torch.Tensor, dropout: float) -> str:
+    """varlen or sdpa; logged once with its reason."""
+    device = query.device
+    if choice.llm != "auto":
+        road, reason = choice.llm, "asked for"
+    elif dropout > 0 or not runs_on_gpu(query, choice.provider):
+        shown = f"{query.dtype}, head_dim {query.shape[-1]}, dropout {dropout}"
+        road, reason = "sdpa", f"no FlashAttention here for {shown} on {device.type}"
+    else:
+        road, reason = "varlen", "one call for all samples"
+    if road == "varlen":
+        if dropout > 0:
+            raise ValueError(f"attention.llm: varlen has no dropout, the LLM asks for {dropout}; set it to sdpa")
+        source, why = resolve_provider(choice.provider, device)
+        reason += f"; provider {source}: {why}"
+    say_once(f"attention: packed rows of the LLM by {road} on {device.type} ({reason})")
+    return road
+
+
+def _sample_by_sample(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bounds: list[int],
+    window: int | None,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    """One causal SDPA call per sample -> `(1, tokens, heads, head_dim)`; a sample longer than a sliding window gets
+    the window as a mask of its own."""
+    outputs = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        length, mask = end - start, None
+        if window is not None and length > window:
+            mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+        outputs.append(
+            F.scaled_dot_product_attention(
+                query[:, :, start:end],
+                key[:, :, start:end],
+                value[:, :, start:end],
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
 def use_packed_attention(llm: PreTrainedModel) -> None:
-    """Switch an LLM that would use SDPA to `pargo_packed`; others keep what they have."""
-    if llm.config._attn_implementation == "sdpa" and getattr(llm, "_supports_attention_backend", False):
+    """Switch an LLM that would use SDPA to `pargo_packed`; others keep what they have.
+
+    An LLM whose layers see chunks (Llama 4) keeps SDPA: only its mask knows them.
+    """
+    chunked = getattr(llm.config, "attention_chunk_size", None) is not None
+    plain = llm.config._attn_implementation == "sdpa" and getattr(llm, "_supports_attention_backend", False)
+    if plain and not chunked:
         llm.set_attn_implementation(NAME)
 
 
 AttentionInterface.register(NAME, packed_attention_forward)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, packed_mask)

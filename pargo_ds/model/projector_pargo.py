@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import cascade_attention, global_attention, partial_attention
+from .attention import AttentionChoice, cascade_attention, global_attention, partial_attention
 from .configuration_pargo import ParGoProjectorConfig
-from .masks import partial_groups
+from .groups import PatchGroups
 
 
 class TokenTable(nn.Module):
@@ -82,13 +82,17 @@ class CascadedPartialPerception(HeadProjections):
         super().__init__(config.width, config.width, config.heads)
         self.layer, self.depth, self.cascade = layer, config.layers, config.cascade
         self.num_partial = config.partial_tokens
+        self.attention = AttentionChoice()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(images, partial + global, width)` -> the same shape, zero for tokens that bypass."""
         n = self.num_partial
         seen = tokens if self.cascade == "release" else tokens[:, :n]
         q, k, v = self.split(self.query(seen)), self.split(self.key(seen)), self.split(self.value(seen))
-        partial = cascade_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], self.layer, self.depth, self.cascade)
+        partial = cascade_attention(
+            q[:, :, :n], k[:, :, :n], v[:, :, :n], self.layer, self.depth, self.cascade,
+            backend=self.attention.cascade, provider=self.attention.provider,
+        )  # fmt: skip
         if self.cascade == "release":
             among_global = global_attention(q[:, :, n:], k[:, :, n:], v[:, :, n:])
             return self.merge(torch.cat([partial, among_global], dim=2))
@@ -97,22 +101,30 @@ class CascadedPartialPerception(HeadProjections):
 
 
 class PartialGlobalPerception(HeadProjections):
-    """PGP: cross-attention to the patches under the partial-global mask."""
+    """PGP: cross-attention to the patches, partial tokens to their group and global tokens to all; two calls, so that
+    the partial-global mask of the two together is never built."""
 
-    def __init__(self, config: ParGoProjectorConfig, vision_dim: int) -> None:
+    def __init__(self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int) -> None:
         super().__init__(config.width, vision_dim, config.heads)
-        self.num_partial = config.partial_tokens
+        self.groups = PatchGroups.uniform(config.partial_tokens, num_patches, config.grouping)
+        self.attention = AttentionChoice()
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         q = self.split(self.query(tokens))
         k, v = self.split(self.key(patches)), self.split(self.value(patches))
-        return self.merge(partial_attention(q, k, v, self.num_partial))
+        n, choice = self.groups.num_partial, self.attention
+        parts = []
+        if n > 0:
+            parts.append(partial_attention(q[:, :, :n], k, v, self.groups, choice.partial, choice.provider))
+        if n < q.shape[2]:
+            parts.append(global_attention(q[:, :, n:], k, v))
+        return self.merge(torch.cat(parts, dim=2))
 
 
 class PargoLayer(GradientCheckpointingLayer):
     """One layer, pre-norm with residuals: CPP -> PGP -> FFN. `cascade: none` leaves CPP out."""
 
-    def __init__(self, config: ParGoProjectorConfig, vision_dim: int, layer: int) -> None:
+    def __init__(self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int, layer: int) -> None:
         super().__init__()
         # Without partial tokens only the release mask leaves someone to attend to: the global ones (a Q-Former).
         self.has_cascade = config.cascade == "release" or (config.cascade != "none" and config.partial_tokens > 0)
@@ -120,7 +132,7 @@ class PargoLayer(GradientCheckpointingLayer):
             self.cascade_norm = nn.LayerNorm(config.width)
             self.cascade = CascadedPartialPerception(config, layer)
         self.perception_norm = nn.LayerNorm(config.width)
-        self.perception = PartialGlobalPerception(config, vision_dim)
+        self.perception = PartialGlobalPerception(config, vision_dim, num_patches)
         self.ffn_norm = nn.LayerNorm(config.width)
         self.ffn = nn.Sequential(
             nn.Linear(config.width, config.ffn_width), nn.GELU(), nn.Linear(config.ffn_width, config.width)
@@ -138,18 +150,23 @@ class PargoProjector(nn.Module):
     """Patches `(images, patches, vision_dim)` -> visual tokens `(images, partial + global, llm_dim)`, partial first.
 
     Raises:
-        ValueError: more partial tokens than patches.
+        ValueError: more partial tokens than patches, or block grouping of patches that fill no square.
     """
 
     def __init__(self, config: ParGoProjectorConfig, vision_dim: int, llm_dim: int, num_patches: int) -> None:
         super().__init__()
-        partial_groups(config.partial_tokens, num_patches)  # complains before any training starts
         self.num_patches = num_patches
         self.patch_norm = nn.LayerNorm(vision_dim)
         self.tokens = TokenTable(config.visual_tokens, config.width, config.query_std)
-        self.layers = nn.ModuleList(PargoLayer(config, vision_dim, layer + 1) for layer in range(config.layers))
+        self.layers = nn.ModuleList(PargoLayer(config, vision_dim, num_patches, n + 1) for n in range(config.layers))
         self.final_norm = nn.LayerNorm(config.width)
         self.output = ScaledLinear(config.width, llm_dim, config.output_std)
+
+    def set_attention(self, choice: AttentionChoice) -> None:
+        """Compute attention as `choice` says from now on; numbers stay the same."""
+        for module in self.modules():
+            if hasattr(module, "attention"):
+                module.attention = choice
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         if patches.shape[1] != self.num_patches:

@@ -145,6 +145,7 @@ def build_model(
     zero3 = settings if settings is not None and zero_stage(settings) == 3 else None
     model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
     model.to(dtype_of(run))
+    model.set_attention(**run.attention.model_dump())
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs by rank

@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 
 from pargo_ds.model.masks import (
     CASCADES,
+    block_order,
     cascade_mask,
     cascade_window,
     partial_global_mask,
     partial_groups,
+    patches_of_partial,
+    ragged_partial_mask,
     window_width,
 )
 
@@ -84,6 +87,59 @@ def test_groups_are_contiguous_in_raster_order_and_differ_by_at_most_one(size):
     assert len(lengths) == num_partial
     assert max(lengths) - min(lengths) <= 1
     assert min(lengths) >= 1
+
+
+def test_block_groups_by_hand():
+    assert patches_of_partial(4, 16, "block") == [[0, 4, 1, 5], [2, 6, 3, 7], [8, 12, 9, 13], [10, 14, 11, 15]]
+    # 2 tokens on 2 x 4 patches: two squares, side by side.
+    assert patches_of_partial(2, 8, "block", (2, 4)) == [[0, 4, 1, 5], [2, 6, 3, 7]]
+    # 8 on 4 x 4: two equally long shapes of 2 patches; the taller one, so that blocks differ from the raster.
+    assert patches_of_partial(8, 16, "block")[:3] == [[0, 4], [1, 5], [2, 6]]
+
+
+def connected(patches: list[int], columns: int) -> bool:
+    """Whether neighbours (diagonals included) join all patches of a group."""
+    left, reached = set(patches), {patches[0]}
+    while True:
+        near = {
+            p
+            for p in left
+            for r in reached
+            if max(abs(p // columns - r // columns), abs(p % columns - r % columns)) <= 1
+        }
+        if near <= reached:
+            return reached == left
+        reached |= near
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_every_patch_belongs_to_one_connected_block_and_sizes_differ_by_at_most_one(rows, columns, data):
+    num_partial = data.draw(st.integers(1, rows * columns))
+    groups = patches_of_partial(num_partial, rows * columns, "block", (rows, columns))
+    assert sorted(patch for group in groups for patch in group) == list(range(rows * columns))
+    sizes = {len(group) for group in groups}
+    assert max(sizes) - min(sizes) <= 1
+    assert all(connected(group, columns) for group in groups)
+    assert block_order(num_partial, rows, columns) == [patch for group in groups for patch in group]
+
+
+@given(st.sampled_from([(a, b, c, d) for a in (1, 2, 3) for b in (1, 2, 4) for c in (2, 3) for d in (2, 3)]))
+def test_blocks_are_rectangles_where_the_counts_tile(size):
+    down, across, height, width = size
+    rows, columns = down * height, across * width
+    for group in patches_of_partial(down * across, rows * columns, "block", (rows, columns)):
+        tall = {patch // columns for patch in group}
+        wide = {patch % columns for patch in group}
+        assert len(tall) * len(wide) == len(group)
+
+
+def test_ragged_mask_keeps_pictures_apart_by_hand():
+    assert ragged_partial_mask(2, [0, 2, 5]).int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 0, 1, 1],
+    ]
 
 
 @st.composite
