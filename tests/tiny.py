@@ -65,3 +65,15 @@ def run_command(command: list[str], timeout: float = 240, **environment: str) ->
 def metrics(run_dir: Path) -> list[dict]:
     """The run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def seeing(projector):
+    """Give a new projector's zero weights values, so that what it looks at shows in its output."""
+    import torch
+
+    from pargo_ds.model.projector_pargo import ZeroLinear
+
+    for module in projector.modules():
+        if isinstance(module, ZeroLinear):
+            torch.nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return projector

@@ -95,6 +95,6 @@ def projector_masks(model: Any) -> list[tuple[str, Any, str]]:
         width = window_width(partial, layer, depth)
         mask = cascade_mask(partial, layer, depth, projector.cascade).numpy()
         masks.append((f"CPP, layer {layer} of {depth}:\neach sees {width} of {partial}", mask, "partial tokens"))
-    mask = partial_global_mask(partial, projector.global_tokens, patches).numpy()
+    mask = partial_global_mask(partial, projector.global_tokens, patches, projector.grouping).numpy()
     masks.append((f"PGP, every layer:\n{partial} partial, {projector.global_tokens} global", mask, "patches"))
     return masks

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import seeing
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig
 
 from pargo_ds.model import (
@@ -60,7 +61,9 @@ def make_model(make_config):
 
     def make(**fields) -> ParGoForConditionalGeneration:
         torch.manual_seed(0)
-        return ParGoForConditionalGeneration(make_config(**fields)).eval()
+        model = ParGoForConditionalGeneration(make_config(**fields)).eval()
+        seeing(model.projector)
+        return model
 
     return make
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import seeing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pargo_ds.model import ParGoProjectorConfig, attention, build_projector, partial_backends
@@ -180,7 +181,7 @@ class Allocations(TorchDispatchMode):
 @pytest.mark.parametrize("num_patches", [48, 50], ids=["even", "uneven"])
 def test_default_road_allocates_no_partial_global_mask_and_no_padding(num_patches):
     config = ParGoProjectorConfig(partial_tokens=24, global_tokens=3, layers=2, width=16, heads=2, cascade="release")
-    projector = build_projector(config, 12, 20, num_patches)
+    projector = seeing(build_projector(config, 12, 20, num_patches))
     with Allocations() as seen:
         projector(torch.randn(2, num_patches, 12)).sum().backward()
     assert not [shape for shape in seen.shapes if shape[-2:] in ((24, num_patches), (27, num_patches))]
@@ -272,7 +273,7 @@ def test_projector_gives_the_same_tokens_and_gradients_on_every_backend(partial,
     config = ParGoProjectorConfig(
         partial_tokens=8, global_tokens=2, layers=4, width=16, heads=2, grouping=grouping, cascade="shifted"
     )
-    projector = build_projector(config, 12, 20, 16).double()
+    projector = seeing(build_projector(config, 12, 20, 16)).double()
     patches = torch.randn(2, 16, 12, dtype=torch.float64)
     results = []
     for choice in (AttentionChoice("dense", "dense"), AttentionChoice(partial, "flash")):
@@ -286,5 +287,5 @@ def test_projector_gives_the_same_tokens_and_gradients_on_every_backend(partial,
 def test_projector_runs_on_the_meta_device():
     config = ParGoProjectorConfig(partial_tokens=7, global_tokens=2, layers=2, width=16, heads=2)
     with torch.device("meta"):
-        projector = build_projector(config, 12, 20, 16)
+        projector = seeing(build_projector(config, 12, 20, 16))
     assert projector(torch.empty(1, 16, 12, device="meta")).shape == (1, 9, 20)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tiny import seeing
 
 from pargo_ds.model import ParGoProjectorConfig, build_projector
 from pargo_ds.model.masks import CASCADES, cascade_mask, partial_global_mask
@@ -16,7 +17,7 @@ def make(num_patches: int = 10, **fields):
     config = ParGoProjectorConfig(
         **{"partial_tokens": 4, "global_tokens": 3, "layers": 3, "width": 16, "heads": 2, **fields}
     )
-    projector = build_projector(config, VISION_DIM, LLM_DIM, num_patches).double()
+    projector = seeing(build_projector(config, VISION_DIM, LLM_DIM, num_patches)).double()
     for p in projector.parameters():  # leave the neutral values of norms and biases
         p.data += 0.1 * torch.randn_like(p)
     return projector, config

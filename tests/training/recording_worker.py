@@ -1,6 +1,7 @@
-"""Run pargo_ds.train and write the first step's full gradients to RECORD (safetensors) just before the update.
+"""Run pargo_ds.train and write the second step's full gradients to RECORD (safetensors) just before the update.
 
-With HAND_MADE set, the first step's packs are one with pictures and one of text only, one per rank where there are two.
+The second, because the projector starts with zero weights behind which there is no gradient yet.
+With HAND_MADE set, each step's packs are one with pictures and one of text only, one per rank where there are two.
 """
 
 import os
@@ -17,9 +18,13 @@ from pargo_ds.training import assembly
 from pargo_ds.training.trainer import Trainer
 
 plain_step = Trainer.optimizer_step
+steps_seen = []
 
 
 def recording_step(trainer: Trainer, batches: list) -> float:
+    steps_seen.append(1)
+    if len(steps_seen) != 2:
+        return plain_step(trainer, batches)
     engine, update, done = trainer.engine, trainer.engine.step, []
 
     def record_then_update() -> None:
@@ -35,7 +40,6 @@ def recording_step(trainer: Trainer, batches: list) -> float:
         return plain_step(trainer, batches)
     finally:
         engine.step = update
-        Trainer.optimizer_step = plain_step
 
 
 class HandMade:

@@ -6,39 +6,60 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, run_command
 
+from pargo_ds.train import main
+
 RUN_FILES = sorted((ROOT / "ds_configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("run_file", RUN_FILES, ids=lambda path: path.stem)
-def test_shipped_run_file_passes_dry_run(run_file, tmp_path):
-    command = [sys.executable, "-m", "pargo_ds.train", str(run_file), "--dry-run", "--ranks", "2"]
-    # an empty hub cache and offline mode stand for a machine without the weights
-    process = run_command(command, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """Run file -> what --dry-run --ranks 8 printed; one process for all, with an empty hub cache and no network."""
+    script = (
+        "import sys; from pargo_ds.train import main\n"
+        "for f in sys.argv[1:]: print('@@', f); assert main([f, '--dry-run', '--ranks', '8']) == 0"
+    )
+    files = [str(path) for path in RUN_FILES if not path.stem.startswith("demo")]
+    process = run_command(
+        [sys.executable, "-c", script, *files], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path_factory.mktemp("hub"))
+    )
     assert process.returncode == 0, process.stderr
-    assert "dry run: no fault found" in process.stdout
-    assert "projector  full" in process.stdout
+    return {Path(part.split()[0]).stem: part for part in process.stdout.split("@@ ")[1:]}
 
 
-def test_full_size_numbers_are_the_papers(tmp_path):
-    command = [sys.executable, "-m", "pargo_ds.train", "ds_configs/pretrain.yaml", "--dry-run", "--ranks", "8"]
-    text = run_command(command, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).stdout
+@pytest.mark.parametrize("run_file", [p for p in RUN_FILES if p.stem.startswith("demo")], ids=lambda path: path.stem)
+def test_demo_run_file_passes_dry_run(run_file, capsys):
+    assert main([str(run_file), "--dry-run", "--ranks", "2"]) == 0
+    assert "dry run: no fault found" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_full_size_run_file_passes_dry_run_without_weights(outputs, name):
+    assert "dry run: no fault found" in outputs[name]
+    assert "projector  full" in outputs[name]
+
+
+def test_full_size_numbers_are_the_papers(outputs):
+    text = outputs["pretrain"]
     assert "304 visual tokens per picture (288 partial + 16 global)" in text
     assert "24 packs per step = 8 ranks x 3 micro-batches" in text
     assert "6,738,415,616" in text  # Llama-7B
 
 
 def test_dry_run_writes_nothing(tmp_path):
-    command = [sys.executable, "-m", "pargo_ds.train", str(ROOT / "ds_configs/demo_pretrain.yaml"), "--dry-run"]
-    process = run_command([*command, "--set", f"output={tmp_path / 'runs'}", "--ranks", "1"])
-    assert process.returncode == 0, process.stderr
+    options = ["--dry-run", "--set", f"output={tmp_path / 'runs'}", "--ranks", "1"]
+    assert main([str(ROOT / "ds_configs/demo_pretrain.yaml"), *options]) == 0
     assert not Path(tmp_path / "runs").exists()
 
 
-def test_wrong_run_file_has_status_2_and_says_why(tmp_path):
-    command = [sys.executable, "-m", "pargo_ds.train", "ds_configs/pretrain.yaml", "--dry-run"]
-    process = run_command([*command, "--set", "projector.partial_tokns=3"])
-    assert process.returncode == 2
-    assert "did you mean partial_tokens?" in process.stderr
-    process = run_command([*command, "--set", "projector.partial_tokens=600"])
-    assert process.returncode == 2
-    assert "600 partial tokens" in process.stderr
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("projector.partial_tokns=3", "did you mean partial_tokens?"),
+        ("projector.partial_tokens=600", "600 partial tokens"),
+        ("deepspeed=nowhere.json", "nowhere.json does not exist"),
+        ("batch.packs_per_step=3", "does not divide over 2 ranks"),
+    ],
+)
+def test_wrong_run_file_has_status_2_and_says_why(capsys, setting, said):
+    assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--ranks", "2", "--set", setting]) == 2
+    assert said in capsys.readouterr().err
