@@ -31,7 +31,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help venv demo test check format test-slow transformers5 check-system clean
+.PHONY: help venv demo test check format test-slow test-gpu transformers5 check-system clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -58,6 +58,10 @@ test-slow: $(READY) transformers5 runs/parts/.$(KEY)  ## slow tests: real weight
 	@echo "make test-slow: the slow tests ..."
 	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
 		$(PY) -m pytest -m "slow and not gpu" --timeout 1500 $(ARGS)
+
+test-gpu: $(READY)  ## tests on a CUDA device; they print what they measure
+	@echo "make test-gpu: the tests of tests/gpu ..."
+	$(PY) -m pytest -m gpu -s tests/gpu --timeout 600 $(ARGS)
 
 check: $(READY)  ## lint, formatting, import directions
 	$(PY) -m ruff check .

@@ -57,8 +57,9 @@ def merged(base: dict, changes: dict) -> dict:
 
 
 def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of the project with one thread per process; output is captured."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", **environment}
+    """Run a command of the project on the CPU with one thread per process; output is captured."""
+    on_cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **on_cpu, **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
 
 

@@ -8,6 +8,7 @@ carried.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib.metadata
 import sys
@@ -42,6 +43,7 @@ def complaint(requirement: str) -> str | None:
 
 def main() -> int:
     """Print what is missing; 1 when something that the tests need is."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(f"using {sys.executable} (Python {sys.version.split()[0]}) as it is")
     try:
         import packaging.requirements  # noqa: F401

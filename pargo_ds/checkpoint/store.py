@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +119,24 @@ def save(
     return final
 
 
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """torch.load inside builds tensors and two plain classes of DeepSpeed; DeepSpeed itself would allow anything."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler]):
+            yield
+    finally:
+        if before is None:
+            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        else:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
 def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
     """Newest checkpoint and its manifest (files verified by rank 0), or None; the same answer on every rank."""
 
@@ -148,9 +169,10 @@ def check_resumable(manifest: Manifest, folder: Path, *, world_size: int, stage:
 def load(folder: Path, engine: Any) -> None:
     """Restore weights, optimizer and RNG of this rank from `folder` (already verified). Collective."""
     # Frozen weights are not in the file, hence not strict; the manifest's fingerprint vouches for the names.
-    loaded, _ = engine.load_checkpoint(
-        str(folder), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
-    )
+    with tensors_only():
+        loaded, _ = engine.load_checkpoint(
+            str(folder), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
+        )
     if loaded is None:
         raise CheckpointError(f"DeepSpeed found no engine state in {folder}")
     distributed.together(lambda: set_rng_state(load_file(folder / f"rng_{distributed.rank():05d}.safetensors")))

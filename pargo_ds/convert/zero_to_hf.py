@@ -6,16 +6,14 @@ as a peft adapter folder (`adapter/`), or is merged into the LLM.
 
 from __future__ import annotations
 
-import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pargo_ds.checkpoint.manifest import CheckpointError, Manifest, newest, read_manifest
-from pargo_ds.checkpoint.store import ENGINE
+from pargo_ds.checkpoint.store import ENGINE, tensors_only
 from pargo_ds.config import RunConfig, parse_config
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
@@ -72,24 +70,6 @@ def find_checkpoint(path: Path) -> Path:
         if folder is not None:
             return folder
     raise CheckpointError(f"{path} is neither a checkpoint (no manifest.json) nor a run folder with checkpoints/latest")
-
-
-@contextmanager
-def tensors_only():
-    """torch.load inside may build tensors and DeepSpeed's two plain enums, nothing else."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    try:
-        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler]):
-            yield
-    finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
 
 
 def read_trained(folder: Path) -> dict[str, torch.Tensor]:

@@ -90,6 +90,34 @@ def draw_caption_loss(axes: Axes, caption_loss: Mapping[str, Any]) -> None:
     axes.margins(y=0.15)
 
 
+def backend_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Forward + backward time of every backend, one panel per shape; rows as tools/bench_attention.py writes them."""
+    shapes = list(dict.fromkeys(row["shape"] for row in rows))
+    columns = min(3, len(shapes))
+    lines = -(-len(shapes) // columns)
+    figure = Figure(figsize=(5.0 * columns, 2.2 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes, shape in zip(panels, shapes, strict=False):
+        draw_backends(axes, shape, [row for row in rows if row["shape"] == shape])
+    for axes in panels[len(shapes) :]:
+        axes.set_axis_off()
+    return figure
+
+
+def draw_backends(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Bars of one shape: forward and forward + backward; the dashed line is the bytes floor."""
+    names = [row["backend"] + (f" ({row['provider']})" if row.get("provider") else "") for row in rows]
+    both = axes.barh(names, [row["forward_backward_ms"] for row in rows], color=MODEL, label="forward + backward")
+    axes.barh(names, [row["forward_ms"] for row in rows], color=BLIND, height=0.45, label="forward")
+    axes.bar_label(both, [f"{row['forward_backward_ms']:.3g}" for row in rows], fontsize=7, padding=2)
+    axes.axvline(rows[0]["floor_ms"], color=WRONG, linestyle="--", linewidth=1)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set_title(title, fontsize=9)
+    axes.set_xlabel("ms", fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
 def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Loss curves side by side, one per stage."""
     figure = Figure(figsize=(5.2 * len(curves), 3.4), layout="constrained")

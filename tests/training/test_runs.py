@@ -13,9 +13,9 @@ from tiny import metrics, run_command
 from pargo_ds.config import parse_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_fp32.json"
-# The curve was stored with torch 2.15; another torch or processor may sum in another order. Measured between torch 2.15
-# and 2.13: 2e-7 relative over 20 steps.
-GOLDEN_TOLERANCE = 1e-4
+# Stored with torch 2.15 on one machine, where it is met exactly. Sums in another order (other attention backends, two
+# ranks) move it by 1e-7 at most, measured; the bound leaves room for other processors and versions of torch.
+GOLDEN_TOLERANCE = 1e-5
 
 
 def losses(run_dir):

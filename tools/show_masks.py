@@ -1,0 +1,84 @@
+#!/usr/bin/env python3
+"""Draw who sees whom in a run's projector: the paper's figure 2(b) for any run file.
+
+One panel per layer for the cascade, one for the partial and global tokens over the patches; with --picture also the
+photograph, as the encoder gets it, with the region of each partial token in raster and in block grouping. Needs no
+weights and no network; matplotlib comes with the extras `demo` and `dev`.
+
+examples:
+  python tools/show_masks.py ds_configs/pretrain.yaml masks.png
+  python tools/show_masks.py ds_configs/pretrain.yaml masks.png --picture photo.jpg --set projector.partial_tokens=72
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The parsed command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_file", type=Path, metavar="RUN.yaml", help="run file, such as those in ds_configs/")
+    parser.add_argument("out", type=Path, metavar="OUT.png", help="picture to write")
+    parser.add_argument("--picture", type=Path, metavar="PHOTO", help="PNG, JPEG, WEBP, ... to lay the regions over")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one setting (repeat for more)"
+    )
+    return parser.parse_args(arguments)
+
+
+def square_picture(path: Path, size: int, resize: str) -> Any:
+    """The photograph as the encoder gets it. Raises ValueError naming the file and the reason."""
+    from pargo_ds.data.images import read_picture
+    from pargo_ds.model.pictures import to_rgb, to_square
+
+    if not path.is_file():
+        raise ValueError(f"{path}: no such picture file")
+    try:
+        return to_square(to_rgb(read_picture(path.read_bytes())), size, resize)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+
+
+def draw(options: argparse.Namespace) -> str:
+    """Write the picture; returns one line about it. Raises ValueError for whatever cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ValueError("matplotlib is missing; install an extra that has it: pip install -e .[demo]") from None
+    # imported late: torch and transformers take seconds, --help should not
+    from pargo_ds.config import load_config
+    from pargo_ds.evaluation.figures import to_png
+    from pargo_ds.evaluation.mask_figure import attention_figure
+    from pargo_ds.training.assembly import model_config
+
+    if not options.out.absolute().parent.is_dir():
+        raise ValueError(f"{options.out}: the folder {options.out.parent} does not exist")
+    run = load_config(options.run_file, options.set)
+    config = model_config(run, None, offline=True)
+    picture = None
+    if options.picture is not None:
+        picture = square_picture(options.picture, run.vision.image_size, run.vision.resize)
+    options.out.write_bytes(to_png(attention_figure(config, picture)))
+    projector = config.projector_config
+    return (
+        f"{options.out}: {projector.layers} layers, cascade {projector.cascade}, {projector.partial_tokens} partial + "
+        f"{projector.global_tokens} global tokens over {config.vision_config.num_patches} patches, {projector.grouping}"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0, or 2 with one clear line for a fault in the run file or the picture."""
+    try:
+        print(draw(parse_arguments(arguments)))
+    except ValueError as error:
+        print(f"show_masks.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
