@@ -36,7 +36,7 @@ say "pretrained parts: SmolLM2-135M-Instruct and EfficientNet-Lite0"
 "$python" tools/prepare_demo_parts.py runs/parts
 
 say "pictures, captions and questions: composed scenes of OpenMoji pictures"
-[ -f runs/demo/shards/split.json ] || "$python" tools/build_shards.py scenes runs/demo/shards --concepts 32
+[ -f runs/demo/shards/split.json ] || "$python" tools/build_shards.py scenes runs/demo/shards --concepts 24
 
 say "stage 1: captions, projector only, ZeRO-3, $processes processes"
 train ds_configs/demo_pretrain.yaml demo_pretrain
