@@ -29,7 +29,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--questions", type=int, default=140, metavar="N", help="held-out questions asked (default 140)"
     )
     parser.add_argument(
-        "--caption-scenes", type=int, default=64, metavar="N", help="scenes for the caption loss (default 64)"
+        "--caption-scenes", type=int, default=100, metavar="N", help="scenes for the caption loss (default 100)"
     )
     parser.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="questions answered together (default 16)"

@@ -38,7 +38,7 @@ class DemoEvaluation:
     metrics: Sequence[Path]
     caption_model: Path | None = None
     questions: int = 400
-    caption_scenes: int = 64
+    caption_scenes: int = 100
     batch_size: int = 16
     seed: int = 0
 
@@ -50,8 +50,7 @@ def build_report(options: DemoEvaluation) -> Report:
     held_out = list(read_samples(options.shards / "held_out"))
     train_questions = questions_of(read_samples(options.shards / "train"))
     split = split_facts(options.shards)
-    prompts = configs[0].get("data", {}).get("caption_prompts")
-    captions = caption_figures(options, held_out, prompts or PROMPTS)
+    captions = caption_figures(options, held_out, trained_prompts(configs[0].get("data", {})))
     model, processor = load_exported(options.model)
     started = time.perf_counter()
     asked, answers = questions_and_answers(options, model, processor, held_out)
@@ -72,6 +71,12 @@ def build_report(options: DemoEvaluation) -> Report:
         ],
     }
     return Report(figures, curves, projector_masks(model), shown_scenes(held_out, asked, answers))
+
+
+def trained_prompts(data: dict[str, Any]) -> dict[str, str]:
+    """Caption kind -> question, of the kinds that the run's data section trained on."""
+    prompts, kind = data.get("caption_prompts") or PROMPTS, data.get("caption", "both")
+    return prompts if kind == "both" else {kind: prompts[kind]}
 
 
 def caption_figures(options: DemoEvaluation, samples: Sequence[Sample], prompts: dict[str, str]) -> dict[str, Any]:
