@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import seeing
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig
 
 from pargo_ds.data.schema import Sample
@@ -44,7 +45,9 @@ def model(processor) -> ParGoForConditionalGeneration:
         image_token_id=processor.image_token_id,
     )  # fmt: skip
     torch.manual_seed(0)
-    return ParGoForConditionalGeneration(config).eval()
+    model = ParGoForConditionalGeneration(config).eval()
+    seeing(model.projector)
+    return model
 
 
 @pytest.fixture
