@@ -4,7 +4,7 @@
 Backends take turns; a figure is the median over the turns, in process CPU time on a CPU and by CUDA events on a GPU.
 The floor is the time that the bytes of q, k, v, the output and their gradients need at the copy bandwidth measured in
 the same run. What cannot run here is listed with the reason. --quick compares the default backend of the partial tokens
-with the dense mask, alone and within a whole full-size projector layer.
+with the dense mask, alone and within a whole step of the full-size projector.
 
 On a CPU freed memory is kept in the process, as a long run of one shape keeps it; --default-allocator leaves glibc as
 it is, and then page faults are charged to whichever call comes after a release.
@@ -30,7 +30,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--quick", action="store_true", help="B=8, h=8, n=288/576, d=64 on a CPU, and a layer; about a minute")
+    add("--quick", action="store_true", help="B=8, h=8, n=288/576, d=64 on a CPU, and a whole projector; half a minute")
     add("--device", help="cpu or cuda (default: cuda if there is one)")
     add("--dtype", choices=("fp32", "bf16", "fp16"), help="default: bf16 on cuda, fp32 on cpu")
     add("--images", type=int, nargs="+", default=[1, 8, 64], metavar="B", help="pictures (default 1 8 64)")
@@ -42,8 +42,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, metavar="N", help="of torch on a CPU (default 1)")
     add("--emulated", action="store_true", help="time the emulated FlashAttention too; it is made for tests, not speed")
     add("--default-allocator", action="store_true", help="do not keep freed memory in the process")
-    add("--layer-width", type=int, default=1024, metavar="W", help="--quick: width of the layer (default 1024)")
-    add("--layer-images", type=int, default=2, metavar="B", help="--quick: pictures through the layer (default 2)")
+    add("--width", type=int, default=1024, metavar="W", help="--quick: width of the projector (default 1024)")
+    add("--pictures", type=int, default=1, metavar="B", help="--quick: pictures through the projector (default 1)")
     add("--json", type=Path, metavar="FILE", help="write the figures")
     add("--png", type=Path, metavar="FILE", help="draw the figures (matplotlib)")
     add("--write-table", action="store_true", help="put the fastest backends into pargo_ds/model/attention_table.py")
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from pargo_ds.training import timing
     from pargo_ds.training.attention_cases import roads
     from pargo_ds.training.attention_table_writer import fastest, write_table
-    from pargo_ds.training.layer_share import layer_share
+    from pargo_ds.training.projector_share import projector_share
 
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         print_rows(rows, skipped)
     if options.quick:
         backends = ("dense", result["default_backend"])
-        result["layer"] = layer_share(backends, options.layer_width, options.layer_images, device)
+        result["projector"] = projector_share(backends, options.width, options.pictures, device)
     if options.write_table:
         write_table(*fastest(measured, device))
     return result
@@ -176,17 +176,17 @@ def print_rows(rows: list[dict], skipped: list[dict]) -> None:
 
 
 def print_quick(result: dict[str, Any]) -> None:
-    """The answer of --quick: the speedup, and what attention costs within a layer."""
+    """The answer of --quick: the speedup, and what attention costs within a whole projector step."""
     default = next(row for row in result["rows"] if row["backend"] == result["default_backend"])
     print(
         f"\ndefault backend of the partial tokens: {default['backend']}, {default['speedup_over_dense']:.1f} x faster "
         "than the dense mask, forward + backward (target: at least 5)"
     )
-    layer = result["layer"]
-    print(f"one projector layer, forward + backward: {layer['shape']}")
-    for row in layer["rows"]:
+    projector = result["projector"]
+    print(f"one projector step, forward + backward: {projector['shape']}")
+    for row in projector["rows"]:
         print(
-            f"  partial tokens by {row['backend']:8} layer {row['layer_ms']:8.1f} ms, of it attention "
+            f"  partial tokens by {row['backend']:8} projector {row['projector_ms']:8.1f} ms, of it attention "
             f"{row['attention_ms']:7.1f} ms = {row['attention_share']:.1%} "
             f"(partial tokens {row['partial_ms']:.1f} ms = {row['partial_share']:.1%})"
         )

@@ -58,24 +58,29 @@ class _GroupAttention(torch.autograd.Function):
     """q `(rows, groups, heads, head_dim)` over k, v `(rows, groups, length, heads, head_dim)`; groups of one length.
 
     Elementwise: a batched product of 1 x length matrices is several times slower on a CPU. Backward needs only the
-    weights, `(rows, groups, length, heads)`.
+    weights, `(rows, groups, length, heads)`. Products are written into one buffer of k's size, again and again: fresh
+    memory costs page faults, which took as long as the arithmetic.
     """
 
     @staticmethod
     def forward(ctx, q, k, v):  # type: ignore[no-untyped-def]
-        scores = (q.unsqueeze(2) * k).sum(-1)
-        weights = torch.softmax(scores * q.shape[-1] ** -0.5, dim=2)
+        products = q.unsqueeze(2) * k
+        weights = torch.softmax(products.sum(-1) * q.shape[-1] ** -0.5, dim=2)
         ctx.save_for_backward(q, k, v, weights)
-        return (weights.unsqueeze(-1) * v).sum(2)
+        return torch.mul(weights.unsqueeze(-1), v, out=products).sum(2)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dout):  # type: ignore[no-untyped-def]
         q, k, v, weights = ctx.saved_tensors
-        slopes = (dout.unsqueeze(2) * v).sum(-1)
+        q, dout = q.unsqueeze(2), dout.unsqueeze(2)
+        products = dout * v
+        slopes = products.sum(-1)
         slopes = weights * (slopes - (weights * slopes).sum(2, keepdim=True)) * q.shape[-1] ** -0.5
         slopes, weights = slopes.unsqueeze(-1), weights.unsqueeze(-1)
-        return (slopes * k).sum(2), slopes * q.unsqueeze(2), weights * dout.unsqueeze(2)
+        dq = torch.mul(slopes, k, out=products).sum(2)
+        dk = torch.mul(slopes, q, out=products)
+        return dq, dk, weights * dout
 
 
 def flash_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: PatchGroups, provider: str) -> torch.Tensor:

@@ -59,8 +59,8 @@ def test_emulated_roads_are_timed_when_asked_for_and_uneven_groups_are_named(too
     assert [row["reason"] for row in result["skipped"]] == ["groups are uneven: the rule takes fused"]
 
 
-def test_quick_prints_the_speedup_and_the_share_of_attention_in_a_layer(tool, capsys):
-    arguments = ["--quick", "--repetitions", "3", "--layer-width", "64", "--layer-images", "1"]
+def test_quick_prints_the_speedup_and_the_share_of_attention_in_the_projector(tool, capsys):
+    arguments = ["--quick", "--repetitions", "3", "--width", "64"]
     assert tool.main(arguments) == 0
     said = capsys.readouterr().out
     assert "partial B=8 h=8 n=288/576 d=64" in said
