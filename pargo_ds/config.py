@@ -186,19 +186,65 @@ class CaptionPrompts(Section):
     detailed: str = ""
 
 
+class StreamSection(Section):
+    """One folder of shards and its part of the mixture; texts that it leaves out are those of the data section."""
+
+    path: str
+    """Folder of MDS shards, or the address of one in an object store (s3://bucket/folder)."""
+    repeat: float | None = Field(default=None, gt=0)
+    """How often each conversation comes in an epoch (default 1); 0.5: half of them, the other half in the next."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the epoch's conversations, relative to the other streams' weights; instead of repeat."""
+    text: Literal["captions", "turns"] | None = None
+    caption: Literal["coarse", "detailed", "both"] | None = None
+    caption_prompts: CaptionPrompts | None = None
+
+
 class DataSection(Section):
     """MDS shards and what is read from each sample."""
 
-    train: str
+    train: list[StreamSection] = Field(min_length=1)
+    """One path, or a list of streams that are mixed; the same path may come twice with different captions."""
     held_out: str | None = None
     text: Literal["captions", "turns"]
     """Train on the sample's captions (stage 1) or on its conversation turns (stage 2)."""
     caption: Literal["coarse", "detailed", "both"] = "both"
     """both: every sample appears once with each of its captions."""
     caption_prompts: CaptionPrompts = CaptionPrompts()
+    epoch_items: int | None = Field(default=None, ge=1)
+    """Conversations in an epoch of a mixture by weight (default: as many as the streams hold together)."""
     too_long: Literal["error", "skip"] = "error"
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank."""
+    canonical_nodes: int = Field(default=1, ge=1)
+    """Parts of the data that stay together on a node, so that it downloads its share only; fixed for a run. The number
+    of nodes or a multiple of it; must divide batch.packs_per_step."""
+    cache: str | None = None
+    """Folder on a disk of the node for shards of an object store (default: below the system's temporary folder)."""
+    cache_limit: str | None = None
+    """Most that the cache may hold, such as 200gb; shards not used for longest go first. Object stores only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_is_stream(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "train" not in value:
+            return value
+        train = value["train"] if isinstance(value["train"], list) else [value["train"]]
+        return {**value, "train": [{"path": stream} if isinstance(stream, str) else stream for stream in train]}
+
+    @model_validator(mode="after")
+    def _mixture_is_clear(self) -> DataSection:
+        weighted = [stream.weight is not None for stream in self.train]
+        if any(weighted) and (not all(weighted) or any(stream.repeat is not None for stream in self.train)):
+            raise ValueError("give every stream of train a weight, or none: weight and repeat do not go together")
+        if self.epoch_items is not None and not any(weighted):
+            raise ValueError("epoch_items is for a mixture by weight; with repeat the streams decide the epoch's size")
+        return self
+
+    def of_stream(self, stream: StreamSection) -> DataSection:
+        """This section with the texts that one stream asks for."""
+        own = {name: getattr(stream, name) for name in ("text", "caption", "caption_prompts")}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})
 
 
 class CheckpointSection(Section):
@@ -259,6 +305,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"batch.tokens_per_pack ({self.batch.tokens_per_pack}) cannot hold one picture of {visual} visual "
                 "tokens and its text; raise it or lower projector.partial_tokens"
+            )
+        if self.batch.packs_per_step % self.data.canonical_nodes:
+            raise ValueError(
+                f"data.canonical_nodes ({self.data.canonical_nodes}) must divide batch.packs_per_step "
+                f"({self.batch.packs_per_step}): each part of the data gives the same number of packs to a step"
             )
         if self.llm.weights == "random" and self.llm.architecture is None:
             raise ValueError("llm.weights: random needs llm.architecture (a config.json as a mapping)")
@@ -339,9 +390,11 @@ def _fault(error: Any) -> str:
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location`, walking through optional annotations."""
+    """Field names of the section at `location`, walking through optional annotations and lists."""
     section: Any = RunConfig
     for part in location:
+        if isinstance(part, int):  # a place in a list: the list's own annotation has led to its section
+            continue
         annotation = section.model_fields[part].annotation
         options = [annotation, *typing.get_args(annotation)]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))

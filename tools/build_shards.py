@@ -8,15 +8,44 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
+from pargo_ds.config import DataSection, load_config
+from pargo_ds.data.build_plan import Plan
+from pargo_ds.data.delivery import Place, build, upload
 from pargo_ds.data.glyphs import STYLES, default_cache, prepare_style
+from pargo_ds.data.merge import REJECTS, Merged, merge
 from pargo_ds.data.scene_splits import SPLITS, ScenesPlan, scene_samples
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.shards import COMPRESSIONS, whole_folder, write_shards
+from pargo_ds.data.sources import Finish
+from pargo_ds.data.sources.options import add_sources, fraction
 
 EXAMPLES = """\
+examples (each source explains itself: build_shards.py llava --help):
+  LLaVA's conversations, 1 % held out:
+    python tools/build_shards.py llava data/llava llava_v1_5_mix665k.json --pictures playground/data --held-out 0.01
+  WebDataset tars, pictures made smaller, straight to an object store:
+    python tools/build_shards.py webdataset s3://bucket/laion 'tars/*.tar' --longest-side 1024
+  COCO captions:
+    python tools/build_shards.py coco data/coco captions_train2017.json --pictures train2017
+  a table of URLs:
+    python tools/build_shards.py table data/cc3m cc3m.tsv --columns caption,url --image-column url --images-are url \\
+        --caption-column caption --fetch
+  the composed scenes of `make demo`:
+    python tools/build_shards.py scenes runs/demo/shards --concepts 24
+  on 16 machines (slurm/shards.sh does it), then once:
+    python tools/build_shards.py llava OUT FILE ... --part 3/16
+    python tools/build_shards.py merge OUT
+  how long every sample is, measured once and kept with the shards:
+    python tools/build_shards.py lengths ds_configs/pretrain.yaml
+
+A build that was killed goes on when the same command is given again. The index appears when all shards are there.
+Nothing is left out silently: OUT/rejects.jsonl names each input that gave no sample, with the reason.
+"""
+SCENES = """\
 examples:
   The data of `make demo` (1,200 + 200 scenes, OpenMoji only, pip packages only, about 20 seconds):
     python tools/build_shards.py scenes runs/demo/data
@@ -34,20 +63,29 @@ what comes out:
 The same arguments give the same bytes, whatever the number of workers. OUT is whole or absent: it is written under a
 temporary name and renamed at the end.
 """
+FORM = argparse.RawDescriptionHelpFormatter
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the parsed command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=form)
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    scenes = sources.add_parser(
+    """Return the parsed command line; `options.run` is the function that does the work."""
+    parser = argparse.ArgumentParser("build_shards.py", description=__doc__, epilog=EXAMPLES, formatter_class=FORM)
+    commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    add_sources(commands, run_source)
+    _add_scenes(commands)
+    _add_merge(commands)
+    _add_lengths(commands)
+    return parser.parse_args(arguments)
+
+
+def _add_scenes(commands: Any) -> None:
+    scenes = commands.add_parser(
         "scenes",
         help="composed scenes of emoji pictures, with captions and questions whose truth is known",
         description="Compose scenes: one large object and two to four small ones at named places.",
-        epilog=EXAMPLES,
-        formatter_class=form,
+        epilog=SCENES,
+        formatter_class=FORM,
     )
+    scenes.set_defaults(run=build_scenes)
     scenes.add_argument("out", metavar="OUT", type=Path, help="folder to make")
     scenes.add_argument("--seed", type=int, default=0, help="everything follows from it (default 0)")
     scenes.add_argument("--train", type=int, default=1200, metavar="N", help="scenes to train on (default 1200)")
@@ -68,7 +106,93 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw (default: all cores)"
     )
     scenes.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    return parser.parse_args(arguments)
+
+
+def _add_merge(commands: Any) -> None:
+    parser = commands.add_parser(
+        "merge", help="make one data set of the parts that --part built",
+        description="Leave out duplicates, number the shards, write the index; upload to an object store.",
+        epilog="example:\n  python tools/build_shards.py merge data/llava", formatter_class=FORM,
+    )  # fmt: skip
+    parser.set_defaults(run=run_merge)
+    parser.add_argument("out", metavar="OUT", help="as it was given to the parts")
+    parser.add_argument("--work", metavar="DIR", help="as it was given to the parts")
+    parser.add_argument("--max-rejects", type=fraction, default=0.1, metavar="FRACTION", help="(default 0.1)")
+
+
+def _add_lengths(commands: Any) -> None:
+    parser = commands.add_parser(
+        "lengths", help="measure the samples of a run's data, once, and keep the lengths with the shards",
+        description="For each stream and the held-out data of a run file: tokens and picture sizes of every sample, "
+        "with the run's tokenizer and template, into FOLDER/lengths. Training then starts without measuring.",
+        epilog="example:\n  python tools/build_shards.py lengths ds_configs/pretrain.yaml", formatter_class=FORM,
+    )  # fmt: skip
+    parser.set_defaults(run=run_lengths)
+    parser.add_argument("run_file", metavar="RUN.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in training"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="(default: cores)")
+
+
+def run_source(options: argparse.Namespace) -> None:
+    """Build the shards of one source, or one part of them."""
+    finish = Finish(source=options.source_name, license=options.license, longest_side=options.longest_side)
+    plan = Plan(source=options.make(options), finish=finish, held_out=options.held_out, same_id=options.same_id,
+                compression=options.compression, shard_bytes=options.shard_bytes)  # fmt: skip
+    place = Place.of(options.out, options.work)
+    run = load_config(options.run_file) if options.run_file else None  # its faults before the work
+    merged = build(plan, place, workers=options.workers, part=options.part, max_rejects=options.max_rejects)
+    if merged is None:
+        print(
+            f"part {options.part[0]} of {options.part[1]} is built; when all are: build_shards.py merge {options.out}"
+        )
+        return
+    if run is not None:
+        from pargo_ds.training.assembly import build_processor
+
+        processor = build_processor(run)
+        for name in merged.splits:
+            address = f"{options.out}/{name}".rstrip("/")
+            own = [run.data.of_stream(stream) for stream in run.data.train if stream.path.rstrip("/") == address]
+            folders = [(str(place.local / name), data) for data in own or [run.data]]
+            _write_lengths(folders, processor, options.workers)
+    _deliver(place, merged)
+
+
+def run_merge(options: argparse.Namespace) -> None:
+    """Merge the parts of a build."""
+    place = Place.of(options.out, options.work)
+    _deliver(place, merge(place.local, options.max_rejects))
+
+
+def _deliver(place: Place, merged: Merged) -> None:
+    if place.remote is not None:
+        upload(place, merged)
+    print(merged.table())
+    where = ", ".join(f"{place.remote or place.local}/{name}: {n:,}" for name, n in sorted(merged.splits.items()))
+    print(f"{where.replace('/:', ':')} samples; inputs left out: {place.local / REJECTS}")
+    if place.remote is not None:
+        print(f"{place.local} holds the same; delete it when you need it no more")
+
+
+def run_lengths(options: argparse.Namespace) -> None:
+    """Write the side-cars of all data of a run file."""
+    from pargo_ds.training.assembly import build_processor
+
+    run = load_config(options.run_file, options.overrides)
+    folders = [(stream.path, run.data.of_stream(stream)) for stream in run.data.train]
+    folders += [(run.data.held_out, run.data)] if run.data.held_out else []
+    _write_lengths(folders, build_processor(run), options.workers)
+
+
+def _write_lengths(folders: list[tuple[str, DataSection]], processor: Any, workers: int) -> None:
+    from pargo_ds.data.lengths import write_side_car
+    from pargo_ds.data.stores import open_folder
+
+    for path, data in folders:
+        side_car = write_side_car(open_folder(path, data.cache, "lengths"), data, processor, workers)
+        print(f"{path}: lengths in {side_car}")
 
 
 def build_scenes(options: argparse.Namespace) -> None:
@@ -107,10 +231,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse_arguments(arguments)
     try:
-        {"scenes": build_scenes}[options.source](options)
-    except (ValueError, ModuleNotFoundError) as error:
+        options.run(options)
+    except (ValueError, ModuleNotFoundError, OSError) as error:
         print(f"build_shards.py: {error}", file=sys.stderr)
-        return 1
+        return 2
+    except KeyboardInterrupt:
+        print("build_shards.py: stopped; what is finished is kept, the same command goes on", file=sys.stderr)
+        return 130
     return 0
 
 

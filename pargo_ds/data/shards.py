@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING, Any
 from pargo_ds.data.schema import COLUMNS, Sample
 
 if TYPE_CHECKING:
-    from streaming import LocalDataset
+    from streaming import LocalDataset, MDSWriter
 
 INDEX_NAME = "index.json"
 COMPRESSIONS = ("none", "zstd")
+SHARD_BYTES = 1 << 24
+HASHES = ("xxh64",)
+SCHEMA_VERSION = 1
+"""Of the samples in the shards (`schema.COLUMNS` and what they mean); readers refuse another one."""
 
 
 @contextlib.contextmanager
@@ -59,8 +63,8 @@ def write_shards(
     folder: str | Path,
     *,
     compression: str = "none",
-    hashes: tuple[str, ...] = ("xxh64",),
-    shard_bytes: int = 1 << 24,
+    hashes: tuple[str, ...] = HASHES,
+    shard_bytes: int = SHARD_BYTES,
     force: bool = False,
 ) -> int:
     """Write samples, in their order, as MDS shards of at most about `shard_bytes` bytes; return how many were written.
@@ -73,19 +77,10 @@ def write_shards(
         ValueError: the folder exists and `force` is false, no sample came, two samples share an id, or an unknown
             compression.
     """
-    if compression not in COMPRESSIONS:
-        raise ValueError(f"unknown compression {compression!r}; expected one of {', '.join(COMPRESSIONS)}")
+    check_compression(compression)
     seen: set[str] = set()
     with whole_folder(folder, force=force) as unfinished:
-        from streaming import MDSWriter
-
-        writer = MDSWriter(
-            columns=COLUMNS,
-            out=str(unfinished),
-            compression=None if compression == "none" else compression,
-            hashes=list(hashes),
-            size_limit=shard_bytes,
-        )
+        writer = shard_writer(unfinished, compression, hashes, shard_bytes)
         try:
             for sample in samples:
                 if sample.id in seen:
@@ -97,16 +92,53 @@ def write_shards(
             raise
         if not seen:
             raise ValueError(f"no samples to write into {folder}; an empty shard folder would be of no use")
-        writer.finish()
+        finish_shards(writer)
     return len(seen)
+
+
+def check_compression(name: str) -> None:
+    """Raise ValueError for an unknown compression."""
+    if name not in COMPRESSIONS:
+        raise ValueError(f"unknown compression {name!r}; expected one of {', '.join(COMPRESSIONS)}")
+
+
+def shard_writer(
+    folder: str | Path, compression: str = "none", hashes: tuple[str, ...] = HASHES, shard_bytes: int = SHARD_BYTES
+) -> MDSWriter:
+    """A writer of rows (`Sample.to_mds`) into a folder that it makes; end with `finish_shards`."""
+    from streaming import MDSWriter
+
+    return MDSWriter(
+        columns=COLUMNS,
+        out=str(folder),
+        compression=None if compression == "none" else compression,
+        hashes=list(hashes),
+        size_limit=shard_bytes,
+    )
+
+
+def finish_shards(writer: MDSWriter) -> None:
+    """Write the last shard and the index; MDSWriter's own `finish` may sleep a second, waiting for uploads."""
+    if writer.new_samples:
+        writer.flush_shard()
+    writer.executor.shutdown(wait=True)
+    write_index(writer.local, writer.shards)
+
+
+def write_index(folder: str | Path, shards: list[dict[str, Any]]) -> None:
+    """Put index.json over the given shards, with the schema's version, into a folder: whole or not at all."""
+    index = {"version": 2, "pargo_ds": {"schema_version": SCHEMA_VERSION}, "shards": shards}
+    aside = Path(folder) / f".{INDEX_NAME}.unfinished"
+    aside.write_text(json.dumps(index, sort_keys=True))
+    aside.replace(Path(folder) / INDEX_NAME)
 
 
 def read_index(folder: str | Path) -> dict[str, Any]:
     """Return the parsed index.json of a shard folder.
 
     Raises:
-        ValueError: there is no index, it is not readable, or its columns are not those of `schema.COLUMNS` (so that no
-            reader ever meets an encoding such as `pkl`).
+        ValueError: there is no index, it is not readable, its schema has another version, or its columns are not those
+            of `schema.COLUMNS` (so that no reader ever meets an encoding such as `pkl`).
     """
     path = Path(folder) / INDEX_NAME
     if not path.is_file():
@@ -116,12 +148,17 @@ def read_index(folder: str | Path) -> dict[str, Any]:
         )
     try:
         index = json.loads(path.read_text())
-        shards = index["shards"]
+        shards, version = index["shards"], index.get("pargo_ds", {}).get("schema_version", SCHEMA_VERSION)
         columns = [dict(zip(shard["column_names"], shard["column_encodings"], strict=True)) for shard in shards]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not an MDS index ({type(error).__name__}: {error}); write the shards anew"
         ) from error
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} has schema version {version!r}; this program reads {SCHEMA_VERSION}. Build the shards anew, "
+            "or use the version of pargo_ds that wrote them"
+        )
     for shard, found in zip(shards, columns, strict=True):
         if found != COLUMNS:
             raise ValueError(

@@ -178,8 +178,8 @@ def test_command_line_builds_the_whole_folder(tmp_path: Path, capsys: pytest.Cap
     assert "6 scenes to train on" in capsys.readouterr().out
     assert len(list(read_samples(tmp_path / "out" / "train"))) == 6
     assert json.loads((tmp_path / "out" / "split.json").read_text())["counts"] == {"train": 6, "held_out": 4}
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*arguments, "--force", "--styles", "crayon"]) == 1
+    assert main([*arguments, "--force", "--styles", "crayon"]) == 2
     assert len(list(read_samples(tmp_path / "out" / "train"))) == 6, "a refused command must not touch the old folder"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

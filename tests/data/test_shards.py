@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from pargo_ds.data.schema import Sample, SampleError
-from pargo_ds.data.shards import open_shards, read_sample, read_samples, whole_folder, write_shards
+from pargo_ds.data.shards import (
+    SCHEMA_VERSION,
+    open_shards,
+    read_index,
+    read_sample,
+    read_samples,
+    whole_folder,
+    write_shards,
+)
 
 
 def make_samples(count: int) -> list[Sample]:
@@ -46,6 +54,22 @@ def test_every_shard_carries_its_hash(tmp_path: Path) -> None:
     write_shards(make_samples(3), tmp_path / "out", hashes=("sha1", "xxh64"))
     (shard,) = json.loads((tmp_path / "out" / "index.json").read_text())["shards"]
     assert set(shard["raw_data"]["hashes"]) == {"sha1", "xxh64"}
+
+
+def test_schema_version_is_stored_and_another_one_refused(tmp_path: Path) -> None:
+    write_shards(make_samples(3), tmp_path / "out")
+    path = tmp_path / "out" / "index.json"
+    index = json.loads(path.read_text())
+    assert index.pop("pargo_ds") == {"schema_version": SCHEMA_VERSION}
+    path.write_text(json.dumps(index))
+    assert len(list(read_samples(tmp_path / "out"))) == 3, "shards of before the version are read"
+    for version in (SCHEMA_VERSION + 1, "x", None):
+        path.write_text(json.dumps({**index, "pargo_ds": {"schema_version": version}}))
+        with pytest.raises(ValueError, match=rf"schema version {version!r}; this program reads {SCHEMA_VERSION}"):
+            read_index(tmp_path / "out")
+    path.write_text(json.dumps({**index, "pargo_ds": "x"}))
+    with pytest.raises(ValueError, match="is not an MDS index"):
+        read_index(tmp_path / "out")
 
 
 def test_streaming_reads_what_was_written(tmp_path: Path) -> None:

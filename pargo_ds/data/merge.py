@@ -1,0 +1,150 @@
+"""All chunks of a build -> one data set: duplicates left out, one numbering of shards, one index, the account of all.
+
+Every step can be repeated: its decisions follow from files that stay until the end, shards are moved by renaming, and
+the index comes last. So a merge that was killed is simply done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pargo_ds.data.build_chunk import chunk_name
+from pargo_ds.data.build_plan import DONE, WORK, BuildError, write_json
+from pargo_ds.data.duplicates import Repeats, find_repeats
+from pargo_ds.data.merge_shards import SplitWriter, index_notes
+from pargo_ds.data.sample_table import SampleTable, inputs_of
+from pargo_ds.data.shards import write_index
+from pargo_ds.data.sources.rejects import reject_table
+
+REJECTS, SUMMARY = "rejects.jsonl", "build.json"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The account of a data set: `splits` maps a folder's name ("" without a split) to its samples."""
+
+    inputs: int
+    samples: int
+    left_out: dict[str, int]
+    splits: dict[str, int]
+
+    def table(self) -> str:
+        return reject_table(self.inputs, self.samples, self.left_out)
+
+
+def merge(out: Path, max_rejects: float = 0.1) -> Merged:
+    """Make one data set of the chunks in OUT/.build and remove them; one that was merged before stays as it is.
+
+    Raises BuildError when chunks are missing, no sample is left, or more than the share `max_rejects` of the inputs are
+    rejects (duplicates do not count); the chunks are kept then.
+    """
+    work = out / WORK
+    if not work.is_dir():
+        if (out / SUMMARY).is_file():
+            return read_summary(out)
+        raise BuildError(f"{out} holds no unfinished build; nothing to merge")
+    with _alone(work):
+        if not work.is_dir():  # another process has just merged it
+            return read_summary(out)
+        plan = json.loads((work / "plan.json").read_text())
+        chunks = _all_chunks(out)
+        table = SampleTable(chunks)
+        repeats = find_repeats(table.rows["id"], table.rows["content"], table.names, plan["same_id"])
+        merged = _account(chunks, table, repeats, out, max_rejects)
+        held_out = _held_out(table, repeats, plan["held_out"])
+        splits = SplitWriter(table, repeats, held_out, plan, out).write()
+        result = Merged(merged.inputs, merged.samples, merged.left_out, splits)
+        if sum(splits.values()) != result.samples:
+            raise RuntimeError(
+                f"{out}: {splits} samples were written, {result.samples} expected: a fault of the program"
+            )
+        write_json(out / SUMMARY, {"plan": plan, "counts": result.__dict__})
+        for name in sorted(splits, reverse=True):
+            write_index(out / name, json.loads(index_notes(work, name).read_text()))
+        work.rename(out / DONE)  # half a work folder would be taken for an unfinished build
+    shutil.rmtree(out / DONE)
+    return result
+
+
+def read_summary(out: Path) -> Merged:
+    """The account of a data set that was merged before."""
+    return Merged(**json.loads((out / SUMMARY).read_text())["counts"])
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    with open(work / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _all_chunks(out: Path) -> list[Path]:
+    work = out / WORK
+    built = sum(1 for path in (work / "chunks").iterdir() if not path.name.startswith("."))
+    if not (work / "chunks.json").is_file():
+        raise BuildError(f"{out}: no part has seen all of the input yet ({built:,} chunks are built); go on building")
+    count = json.loads((work / "chunks.json").read_text())["chunks"]
+    missing = [n for n in range(count) if not (work / "chunks" / chunk_name(n)).is_dir()]
+    if missing:
+        raise BuildError(
+            f"{out}: {len(missing):,} of {count:,} chunks are missing (the first: {missing[0]}); build the parts that "
+            "are not finished, with the command that began them"
+        )
+    return [work / "chunks" / chunk_name(n) for n in range(count)]
+
+
+def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path, max_rejects: float) -> Merged:
+    """Write rejects.jsonl, one line for each input that gives no sample, and check that nothing is unaccounted for."""
+    left_out: Counter[str] = Counter()
+    inputs = 0
+    aside = out / f".{REJECTS}.unfinished"
+    with open(aside, "w", encoding="ascii") as file:
+        for number, chunk in enumerate(chunks):
+            span = table.span(number)
+            dropped = {int(table.rows["line"][p]): repeats.dropped[p] for p in span if p in repeats.dropped}
+            for line, fields in enumerate(inputs_of(chunk)):
+                inputs += 1
+                if line in dropped:
+                    kind, other = dropped[line]
+                    fields |= {"kind": kind, "reason": f"the same as sample {other}", "repeats": other}
+                if "kind" in fields:
+                    left_out[fields["kind"]] += 1
+                    file.write(json.dumps(fields) + "\n")
+    aside.replace(out / REJECTS)
+    samples = len(table.rows) - len(repeats.dropped)
+    if inputs != samples + sum(left_out.values()):
+        raise RuntimeError(f"{out}: {inputs} inputs, {samples} samples, {dict(left_out)}: a fault of the program")
+    account = Merged(inputs, samples, dict(sorted(left_out.items())), {})
+    rejects = sum(left_out.values()) - len(repeats.dropped)
+    if rejects > max_rejects * inputs or samples == 0:
+        found = f"{rejects:,} of {inputs:,} inputs are rejects" if rejects else "no sample is left"
+        raise BuildError(
+            f"{out}: {found}; at most {max_rejects:.0%} are accepted (--max-rejects). {out / REJECTS} names each. The "
+            f"work is kept: the same command with another --max-rejects goes on\n{account.table()}"
+        )
+    return account
+
+
+def _held_out(table: SampleTable, repeats: Repeats, wanted: float | int | None) -> NDArray[np.bool_]:
+    """Which samples are held out: decided before by share, or here by number (those with the smallest hash of the id).
+
+    Samples that share an id stay together, so a few more than the number may come.
+    """
+    if wanted is None or wanted < 1:
+        return np.asarray(table.rows["held_out"])
+    kept = np.ones(len(table.rows), np.bool_)
+    kept[list(repeats.dropped)] = False
+    ids = np.sort(table.rows["id"][kept])
+    if wanted >= len(ids):
+        raise BuildError(f"{wanted:,} samples are to be held out, but there are only {len(ids):,}; hold out fewer")
+    return table.rows["id"] <= ids[int(wanted) - 1]

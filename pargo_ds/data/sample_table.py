@@ -1,0 +1,41 @@
+"""All samples of all chunks of a build, by position: the hashes of each, and its id where one is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pargo_ds.data.build_chunk import DIGESTS
+
+
+class SampleTable:
+    """All samples of all chunks, in the order of the input: `rows` (samples,) of DIGESTS, `chunk` (samples,)."""
+
+    def __init__(self, chunks: list[Path]) -> None:
+        self.chunks = chunks
+        parts = [np.load(chunk / "digests.npy", allow_pickle=False) for chunk in chunks]
+        self.first = np.cumsum([0, *map(len, parts)])
+        self.rows: NDArray[Any] = np.concatenate(parts) if parts else np.zeros(0, DIGESTS)
+
+    def names(self, positions: NDArray[np.int64]) -> Iterator[str]:
+        """The ids at increasing positions."""
+        of_chunk = np.searchsorted(self.first, positions, side="right") - 1
+        for number in np.unique(of_chunk).tolist():
+            ids = [fields["id"] for fields in inputs_of(self.chunks[number])]
+            for position in positions[of_chunk == number]:
+                yield ids[self.rows["line"][position]]
+
+    def span(self, number: int) -> range:
+        """Positions of the samples of a chunk."""
+        return range(int(self.first[number]), int(self.first[number + 1]))
+
+
+def inputs_of(chunk: Path) -> Iterator[dict[str, Any]]:
+    """What became of each input of a chunk, in order."""
+    with open(chunk / "inputs.jsonl", encoding="ascii") as lines:
+        yield from map(json.loads, lines)

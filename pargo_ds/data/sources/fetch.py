@@ -1,0 +1,152 @@
+"""Pictures from the web, within limits: http and https only, no private addresses, so much and no longer."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from urllib.parse import quote, urljoin, urlsplit
+
+from pargo_ds.data.sources.rejects import Reject, shortened
+
+AGENT = "pargo_ds (picture data set builder)"
+REDIRECTS = (301, 302, 303, 307, 308)
+FORBIDDEN = {"noai", "noimageai", "noindex", "noimageindex"}
+"""A server says with these words of X-Robots-Tag that a picture is not to be used."""
+TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FetchLimits:
+    """What one download may cost: bytes, seconds in all (redirects included, name look-ups not), redirects."""
+
+    max_bytes: int = 1 << 25
+    seconds: float = 20.0
+    redirects: int = 5
+    allow_private: bool = False
+    threads: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.seconds, self.threads) <= 0 or self.redirects < 0:
+            raise ValueError(f"limits of downloads must be positive; found {self}")
+
+
+def fetch(url: object, limits: FetchLimits) -> bytes:
+    """The bytes behind a URL. Raises Reject for every failure, with the reason."""
+    if not isinstance(url, str):
+        raise Reject("picture missing", f"the URL is {shortened(url)}; expected text")
+    deadline = time.monotonic() + limits.seconds
+    current = url.strip()
+    try:
+        for _ in range(limits.redirects + 1):
+            found = _get(current, limits, deadline)
+            if isinstance(found, bytes):
+                return found
+            current = urljoin(current, found)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise Reject("not fetched", f"{shortened(current)}: {type(error).__name__}: {shortened(str(error))}") from error
+    raise Reject("not fetched", f"{shortened(url)}: more than {limits.redirects} redirects")
+
+
+def _get(url: str, limits: FetchLimits, deadline: float) -> bytes | str:
+    """The body of one answer, or the place that it redirects to."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise Reject("not fetched", f"{shortened(url)}: only http and https are fetched")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = _address(parts.hostname, port, limits)
+    connection = _Connection(parts.scheme, parts.hostname, port, address, deadline)
+    ending = threading.Timer(connection.left(), connection.cut)  # a server may send a byte now and then for ever
+    ending.start()
+    try:
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", _quoted(target), headers={"User-Agent": AGENT, "Accept": "image/*"})
+        answer = connection.getresponse()
+        if answer.status in REDIRECTS and answer.getheader("Location"):
+            return str(answer.getheader("Location"))
+        _check_answer(url, answer, limits)
+        return _body(url, answer, connection, limits)
+    finally:
+        ending.cancel()
+        connection.close()
+
+
+def _address(host: str, port: int, limits: FetchLimits) -> str:
+    """The address to connect to; the very one that was checked, so that a second look-up cannot give another."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in addresses:
+        real = ipaddress.ip_address(address.partition("%")[0])
+        mapped = getattr(real, "ipv4_mapped", None) or getattr(real, "sixtofour", None) or real
+        if not limits.allow_private and not (real.is_global and mapped.is_global and not real.is_multicast):
+            raise Reject("not fetched", f"{host} has the private address {address}; --allow-private permits it")
+    return addresses[0]
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection to one checked address; `cut` ends every wait."""
+
+    def __init__(self, scheme: str, host: str, port: int, address: str, deadline: float) -> None:
+        super().__init__(host, port)
+        self.default_port = 443 if scheme == "https" else 80
+        self.scheme = scheme
+        self.address = address
+        self.deadline = deadline
+        self.wire: socket.socket | None = None  # http.client lets go of `sock` while the answer is still read
+
+    def connect(self) -> None:
+        self.sock = self.wire = socket.create_connection((self.address, self.port), timeout=self.left())
+        if self.scheme == "https":
+            self.sock = self.wire = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self.host)
+
+    def cut(self) -> None:
+        """End whatever another thread waits for."""
+        if self.wire is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.wire, socket.SHUT_RDWR)  # beneath TLS, which another thread is in
+
+    def left(self) -> float:
+        """Seconds until the deadline. Raises TimeoutError when there are none."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("it took too long")
+        return left
+
+
+def _check_answer(url: str, answer: http.client.HTTPResponse, limits: FetchLimits) -> None:
+    if answer.status != 200:
+        raise Reject("not fetched", f"{shortened(url)}: answer {answer.status} {shortened(answer.reason)}")
+    kind = (answer.getheader("Content-Type") or TYPES[-1]).strip().lower()
+    if not kind.startswith(TYPES):
+        raise Reject("not fetched", f"{shortened(url)}: the content is {shortened(kind)}; expected a picture")
+    words = {word.strip().lower() for word in (answer.getheader("X-Robots-Tag") or "").split(",")}
+    if words & FORBIDDEN:
+        raise Reject("not fetched", f"{shortened(url)}: its server forbids it ({', '.join(words & FORBIDDEN)})")
+    length = answer.getheader("Content-Length") or "0"
+    if length.isdigit() and int(length) > limits.max_bytes:
+        raise Reject("not fetched", f"{shortened(url)}: {int(length):,} bytes; at most {limits.max_bytes:,} are read")
+
+
+def _body(url: str, answer: http.client.HTTPResponse, connection: _Connection, limits: FetchLimits) -> bytes:
+    pieces, size = [], 0
+    while piece := answer.read1(1 << 16):
+        pieces.append(piece)
+        size += len(piece)
+        if size > limits.max_bytes:
+            raise Reject("not fetched", f"{shortened(url)}: more than {limits.max_bytes:,} bytes")
+    connection.left()  # a connection cut at the deadline looks like the end of the answer
+    if not size:
+        raise Reject("not fetched", f"{shortened(url)}: the answer is empty")
+    if answer.length:
+        raise Reject("not fetched", f"{shortened(url)}: it ended {answer.length:,} bytes too early")
+    return b"".join(pieces)
+
+
+def _quoted(target: str) -> str:
+    """A request target in ASCII without spaces or control characters, for the URLs that data sets hold."""
+    return quote(target, safe="/?&=%:@+,;~!$'()*-._[]")

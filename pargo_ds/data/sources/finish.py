@@ -1,0 +1,67 @@
+"""The last step of every source: a sample is checked, and its pictures are verified and made small enough."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from pargo_ds.data.schema import Sample, SampleError, check_sample
+from pargo_ds.data.sources.pictures import prepared
+from pargo_ds.data.sources.rejects import Reject, shortened
+
+MAX_TEXT = 1 << 24
+"""Characters of all texts of a sample together."""
+MAX_BYTES = 1 << 30
+"""Bytes of all pictures of a sample together: a shard's offsets have 32 bits."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finish:
+    """Labels of all samples, and the longest side of pictures in pixels (None: bytes as they are)."""
+
+    source: str = ""
+    license: str = ""
+    longest_side: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.longest_side is not None and self.longest_side < 8:
+            raise ValueError(f"longest side is {self.longest_side} pixels; expected at least 8, for example 1024")
+
+    def __call__(self, sample: Sample) -> Sample:
+        """The sample as it will be stored. Raises Reject when a text or a picture is not fit for it."""
+        _check_texts(sample)
+        images = [prepared(data, number, self.longest_side) for number, data in enumerate(sample.images)]
+        size = sum(map(len, images))
+        if size > MAX_BYTES:
+            raise Reject("too large", f"its pictures have {size:,} bytes; expected at most {MAX_BYTES:,}")
+        if not sample.turns and not sample.captions:
+            raise Reject("text empty", "it has neither conversation nor caption")
+        finished = dataclasses.replace(sample, images=images, source=self.source, license=self.license)
+        try:
+            check_sample(finished)
+        except SampleError as error:
+            raise Reject("does not fit", str(error).partition(": ")[2] or str(error)) from error
+        return finished
+
+
+def _texts(sample: Sample) -> Iterator[Any]:
+    yield sample.id
+    yield from (turn["content"] for turn in sample.turns)
+    yield from sample.captions.values()
+    yield json.dumps(sample.meta)
+
+
+def _check_texts(sample: Sample) -> None:
+    texts = list(_texts(sample))
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise Reject("does not fit", f"a text is {shortened(wrong)}; expected text")
+    if sum(map(len, texts)) > MAX_TEXT:
+        raise Reject("too large", f"its texts have {sum(map(len, texts)):,} characters; expected at most {MAX_TEXT:,}")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Reject("text broken", f"a text holds half a character ({error.reason})") from error

@@ -1,0 +1,209 @@
+"""The command line of the sources: one command each, with the options that all of them share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+from pargo_ds.data.schema import CAPTION_KINDS
+from pargo_ds.data.shards import COMPRESSIONS, SHARD_BYTES
+from pargo_ds.data.sources.coco import Coco
+from pargo_ds.data.sources.fetch import FetchLimits
+from pargo_ds.data.sources.llava import Llava
+from pargo_ds.data.sources.source import CHUNK_INPUTS, Source
+from pargo_ds.data.sources.tables import Table
+from pargo_ds.data.sources.webdataset import WebDataset, tar_files
+
+LLAVA = """\
+Entries: {"id", "image": PATH or [PATH, ...], "conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]},
+as a JSON array or one a line (.jsonl). <image> stays where it is; without any, one for each picture goes in front of
+the first human turn. Entries without "image" are text only.
+
+example:
+  python tools/build_shards.py llava data/llava blip_laion_cc_sbu_558k.json --pictures images
+"""
+WEBDATASET = """\
+Members that share their name up to the first dot are one sample: pictures by extension, .txt or .caption the caption,
+.json fields (caption, coarse, detailed, conversations, id). Links, devices and paths that leave the tar are refused.
+Each tar is built by one process; names are folders (all .tar and .tar.gz below), patterns or files.
+
+example:
+  python tools/build_shards.py webdataset data/recaptioned tars/ --caption-as detailed
+"""
+COCO = """\
+--captions first: one sample a picture with its first caption; the others are kept in meta.other_captions.
+--captions all: one sample a caption (ids ID, ID-2, ...); the picture is stored with each of them.
+
+example:
+  python tools/build_shards.py coco data/coco captions_train2017.json --pictures train2017 --captions all
+"""
+TABLE = """\
+CSV, TSV (first line: names of the columns, or give --columns) and Parquet (pip install pyarrow).
+--images-are path: below --pictures. bytes: the file itself (in a CSV as base64; Hugging Face's {bytes, path} too).
+url: downloaded with --fetch, from public addresses only, within limits; servers that forbid use for AI are heeded.
+
+examples:
+  python tools/build_shards.py table data/t t.csv --image-column file --pictures images --caption-column caption
+  python tools/build_shards.py table data/t part-*.parquet --image-column image --images-are bytes --caption-column text
+"""
+FORM = argparse.RawDescriptionHelpFormatter
+
+
+def add_sources(commands: Any, run: Callable[[argparse.Namespace], None]) -> None:
+    """Add the commands llava, webdataset, coco and table to subparsers.
+
+    Their options have `run`, and `make(options)`, which gives the Source (raises ValueError for what cannot be read).
+    """
+    for add in (_add_llava, _add_webdataset, _add_coco, _add_table):
+        add(commands).set_defaults(run=run)
+
+
+def _add_source(commands: Any, name: str, about: str, more: str, make: Callable[[Any], Source]) -> Any:
+    """A source's command with the options that all of them share; returns the parser."""
+    parser = commands.add_parser(name, help=about, description=f"Build shards from {about}.", epilog=more,
+                                 formatter_class=FORM)  # fmt: skip
+    parser.set_defaults(make=make)
+    parser.add_argument("out", metavar="OUT", help="folder to make, or s3://bucket/folder")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="files to read, in this order")
+    group = parser.add_argument_group("samples")
+    group.add_argument("--source-name", default="", metavar="TEXT", help="stored with each sample")
+    group.add_argument("--license", default="", metavar="TEXT", help="stored with each sample")
+    group.add_argument(
+        "--longest-side",
+        type=int,
+        metavar="N",
+        help="store larger pictures smaller, as JPEG (default: bytes as they are)",
+    )
+    group.add_argument(
+        "--held-out", type=_share_or_number, metavar="FRACTION|N",
+        help="split by a hash of the id into OUT/train and OUT/held_out (a fraction stays the same when data is added)",
+    )  # fmt: skip
+    group.add_argument(
+        "--same-id", choices=("number", "drop"), default="number",
+        help="another sample with an id that came before: ID#2, ID#3, ... (default), or left out and counted",
+    )  # fmt: skip
+    group.add_argument("--max-rejects", type=fraction, default=0.1, metavar="FRACTION",
+                       help="more rejects among the inputs are an error (default 0.1); the work is kept")  # fmt: skip
+    group = parser.add_argument_group("work")
+    group.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: cores)"
+    )
+    group.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="i/n", help="build part i of n, 0 to n-1; then: merge"
+    )
+    group.add_argument(
+        "--work", metavar="DIR", help="where the shards for an object store are built (default ./FOLDER)"
+    )
+    group.add_argument("--run", dest="run_file", metavar="RUN.yaml", help="write the lengths for this run, too")
+    group.add_argument("--compression", choices=COMPRESSIONS, default="none", help="of the shards (default none)")
+    group.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, metavar="N", help="of a shard (default 16 MiB)")
+    return parser
+
+
+def _add_pictures(parser: Any, required: bool) -> Any:
+    """Options of the sources that are not tars."""
+    parser.add_argument(
+        "--chunk-inputs", type=int, default=CHUNK_INPUTS, metavar="N", help="inputs built together (default 2000)"
+    )
+    parser.add_argument("--pictures", metavar="FOLDER", required=required, help="folder that picture paths begin in")
+    parser.add_argument("--follow-links", action="store_true", help="read pictures through links out of that folder")
+    return parser
+
+
+def _add_caption_as(parser: Any) -> Any:
+    parser.add_argument(
+        "--caption-as", choices=CAPTION_KINDS, default="coarse", help="kind of the captions (default coarse)"
+    )
+    return parser
+
+
+def _add_llava(commands: Any) -> Any:
+    def make(options: Any) -> Source:
+        return Llava(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
+                     follow_links=options.follow_links)  # fmt: skip
+
+    return _add_pictures(_add_source(commands, "llava", "LLaVA's conversation files", LLAVA, make), required=False)
+
+
+def _add_webdataset(commands: Any) -> Any:
+    def make(options: Any) -> Source:
+        return WebDataset(files=tar_files(options.files), caption_as=options.caption_as)
+
+    return _add_caption_as(_add_source(commands, "webdataset", "WebDataset tars", WEBDATASET, make))
+
+
+def _add_coco(commands: Any) -> Any:
+    def make(options: Any) -> Source:
+        return Coco(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
+                    follow_links=options.follow_links, captions=options.captions,
+                    caption_as=options.caption_as)  # fmt: skip
+
+    parser = _add_pictures(_add_source(commands, "coco", "COCO's caption files", COCO, make), required=True)
+    parser.add_argument("--captions", choices=("first", "all"), default="first", help="of a picture with several")
+    return _add_caption_as(parser)
+
+
+def _add_table(commands: Any) -> Any:
+    parser = _add_pictures(_add_source(commands, "table", "CSV, TSV and Parquet tables", TABLE, _table), required=False)
+    columns = parser.add_argument_group("columns")
+    for name in ("image", "caption", "detailed", "conversations", "id"):
+        columns.add_argument(f"--{name}-column", metavar="NAME")
+    columns.add_argument("--images-are", choices=("path", "bytes", "url"), default="path", help="(default path)")
+    columns.add_argument(
+        "--columns", default="", metavar="A,B,...", help="names, for CSV and TSV without a header line"
+    )
+    limits = parser.add_argument_group("downloads")
+    usual = FetchLimits()
+    limits.add_argument("--fetch", action="store_true", help="download pictures by URL")
+    limits.add_argument(
+        "--fetch-bytes", type=int, default=usual.max_bytes, metavar="N", help="most bytes of one picture"
+    )
+    limits.add_argument("--fetch-seconds", type=float, default=usual.seconds, metavar="S", help="longest time for one")
+    limits.add_argument(
+        "--fetch-redirects", type=int, default=usual.redirects, metavar="N", help="most redirects of one"
+    )
+    limits.add_argument(
+        "--fetch-threads", type=int, default=usual.threads, metavar="N", help="at a time, in each worker"
+    )
+    limits.add_argument("--allow-private", action="store_true", help="also from private and loopback addresses")
+    return parser
+
+
+def _table(options: Any) -> Source:
+    limits = FetchLimits(max_bytes=options.fetch_bytes, seconds=options.fetch_seconds, threads=options.fetch_threads,
+                         redirects=options.fetch_redirects, allow_private=options.allow_private)  # fmt: skip
+    names = ("image_column", "caption_column", "detailed_column", "conversations_column", "id_column", "images_are",
+             "pictures", "follow_links", "chunk_inputs")  # fmt: skip
+    return Table(
+        files=tuple(options.files),
+        columns=tuple(name.strip() for name in options.columns.split(",") if name.strip()),
+        download=limits if options.fetch else None,
+        **{name: getattr(options, name) for name in names},
+    )
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected i/n with i from 0 to n-1, such as 0/16")
+    return int(number), int(parts)
+
+
+def _share_or_number(text: str) -> float | int:
+    try:
+        return int(text) if text.isdecimal() else float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a share such as 0.01 or a number such as 2000") from error
+
+
+def fraction(text: str) -> float:
+    """A number from 0 to 1, as argparse's type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; expected 0 to 1")
+    return value

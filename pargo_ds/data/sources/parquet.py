@@ -1,0 +1,92 @@
+"""Parquet tables, row group by row group, through pyarrow (the extra `parquet`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.data.sources.source import Chunk, Where
+
+BATCH = 64
+
+
+def _module() -> ModuleType:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError as error:
+        raise SourceError("reading Parquet needs pyarrow; install it with: pip install pyarrow") from error
+    return pyarrow.parquet
+
+
+def _open(path: str) -> Any:
+    module = _module()
+    try:
+        return module.ParquetFile(path)
+    except (ValueError, OSError) as error:  # pyarrow's errors are kinds of both
+        raise SourceError(f"{path} is broken or no Parquet ({shortened(str(error))}); copy it anew") from error
+
+
+def weight(path: str) -> int:
+    """Bytes of all row groups."""
+    table = _open(path).metadata
+    return sum(table.row_group(number).total_byte_size for number in range(table.num_row_groups))
+
+
+def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
+    """Each row group in parts of at most `inputs` rows; payload ("parquet", path, group, first row, rows, number)."""
+    from pargo_ds.data.sources.tables import check_columns
+
+    table = _open(path)
+    check_columns(path, list(table.schema_arrow.names), wanted)
+    before = 0
+    for group in range(table.metadata.num_row_groups):
+        facts = table.metadata.row_group(group)
+        for start in range(0, facts.num_rows, inputs):
+            rows = min(inputs, facts.num_rows - start)
+            yield Chunk(
+                ("parquet", path, group, start, rows, before + start), facts.total_byte_size * rows // facts.num_rows
+            )
+        before += facts.num_rows
+
+
+def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[Where, Any]]:
+    """The rows of a chunk; those of a row group that cannot be decoded are rejects, each of them."""
+    _, path, group, start, rows, before = payload
+    read = 0
+    try:
+        for row in _rows(path, group, start, rows, wanted):
+            read += 1
+            yield {"file": path, "row": before + read}, row
+    except (ValueError, OSError) as error:
+        if not Path(path).is_file():
+            raise
+        reason = f"row group {group} cannot be decoded ({shortened(str(error))})"
+        for number in range(read + 1, rows + 1):
+            yield {"file": path, "row": before + number}, Reject("table damaged", reason)
+
+
+def _rows(path: str, group: int, start: int, rows: int, wanted: list[str]) -> Iterator[Any]:
+    skipped = given = 0
+    table = _open(path)
+    for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
+        if skipped + batch.num_rows <= start:
+            skipped += batch.num_rows
+            continue
+        for number in range(start - skipped, batch.num_rows):
+            if given == rows:
+                return
+            given += 1
+            yield _row(batch, number, wanted)
+        skipped = start
+    if given < rows:
+        raise ValueError(f"it ends after {start + given} rows")
+
+
+def _row(batch: Any, number: int, wanted: list[str]) -> Any:
+    try:
+        return {name: batch.column(name)[number].as_py() for name in wanted}
+    except UnicodeDecodeError as error:
+        return Reject("not UTF-8", f"the row is not UTF-8 text ({error.reason})")

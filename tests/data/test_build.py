@@ -1,0 +1,303 @@
+"""Builds: the same bytes whoever builds them and however often they are killed; every input accounted for."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from object_store import ObjectStore
+from tiny import COLOURS, draw
+
+from pargo_ds.data.build import build_chunks
+from pargo_ds.data.build_chunk import id_digest
+from pargo_ds.data.build_plan import WORK, BuildError, Plan
+from pargo_ds.data.delivery import Place, build, upload
+from pargo_ds.data.duplicates import find_repeats
+from pargo_ds.data.merge import merge
+from pargo_ds.data.schema import Sample
+from pargo_ds.data.shards import read_index, read_samples
+from pargo_ds.data.sources import Finish, Llava
+from pargo_ds.data.stores import upload_folder
+
+
+def entry(number: int, picture: int | None = None, name: str | None = None) -> dict:
+    talk = [{"from": "human", "value": f"<image>\nWhat is {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
+    return {"id": name or f"e{number}", "image": f"{number if picture is None else picture}.png", "conversations": talk}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(80):
+        (folder / f"{number}.png").write_bytes(draw(COLOURS[number % 6], number % 9, 32 + number))
+    return folder
+
+
+@pytest.fixture
+def plan_of(tmp_path: Path, pictures: Path):
+    """plan_of(entries, **options of Plan): a plan over one JSON file, ten entries a chunk."""
+
+    def make(entries: list, **options) -> Plan:
+        path = tmp_path / "entries.json"
+        if not path.is_file():
+            path.write_text(json.dumps(entries))
+        source = Llava(files=(str(path),), pictures=str(pictures), chunk_inputs=10)
+        return Plan(source=source, shard_bytes=1 << 12, **options)
+
+    return make
+
+
+def quietly(plan: Plan, out: Path, **options):
+    return build(plan, Place(out), said=lambda _: None, **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def mixed_entries() -> list:
+    """75 inputs: 60 good ones, repeated content, repeated ids, faults."""
+    entries: list = [entry(number) for number in range(60)]
+    entries.insert(20, entry(3, name="again"))
+    entries.insert(44, entry(7))
+    for place in (5, 31, 52, 53):
+        entries.insert(place, entry(100 + place, picture=place, name="e1"))
+    for place in (0, 11, 12, 13, 30, 48):
+        entries.insert(place, entry(place, picture=999))
+    return [*entries, None, {"id": 1.5}, entry(0, picture=-1)]
+
+
+def test_split_result_is_ordinary_mds_in_the_order_of_the_input(tmp_path: Path, plan_of) -> None:
+    from streaming import StreamingDataset
+
+    merged = quietly(plan_of([entry(number) for number in range(40)]), tmp_path / "out")
+    assert (merged.inputs, merged.samples, merged.left_out, merged.splits) == (40, 40, {}, {"": 40})
+    samples = list(read_samples(tmp_path / "out"))
+    assert [sample.id for sample in samples] == [f"e{number}" for number in range(40)]
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert index["pargo_ds"] == {"schema_version": 1}
+    assert len(index["shards"]) >= 4
+    assert all(shard["raw_data"]["hashes"].keys() == {"xxh64"} for shard in index["shards"])
+    dataset = StreamingDataset(local=str(tmp_path / "out"), batch_size=1, validate_hash="xxh64")
+    assert [Sample.from_mds(dataset[number]) for number in range(40)] == samples
+    names = {shard["raw_data"]["basename"] for shard in index["shards"]}
+    assert names | {"index.json", "rejects.jsonl", "build.json"} == set(contents(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("options", [{}, {"held_out": 0.3}, {"held_out": 9}, {"compression": "zstd"}])
+def test_every_input_is_a_sample_a_reject_or_a_duplicate(tmp_path: Path, plan_of, options: dict) -> None:
+    entries = mixed_entries()
+    merged = quietly(plan_of(entries, **options), tmp_path / "out", max_rejects=0.2)
+    assert merged.inputs == len(entries) == 75
+    assert merged.left_out == {"bad id": 1, "does not fit": 1, "duplicate content": 2, "picture missing": 7}
+    assert merged.samples == 64
+    folders = [tmp_path / "out" / name for name in merged.splits]
+    found = {sample.id: sample for folder in folders for sample in read_samples(folder)}
+    assert len(found) == 64
+    assert set(found) == {f"e{number}" for number in range(60)} | {"e1#2", "e1#3", "e1#4", "e1#5"}
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert len(rejects) == 11
+    assert [reject["entry"] for reject in rejects] == sorted(reject["entry"] for reject in rejects)
+    assert {reject["repeats"] for reject in rejects if reject["kind"] == "duplicate content"} == {"e3", "e7"}
+    for reject in rejects:
+        given = entries[reject["entry"] - 1]
+        assert given is None or str(given["id"]) == reject["id"] or reject["kind"] == "bad id"
+    if "held_out" in options:
+        held_out = {sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "held_out")}
+        trained = {sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "train")}
+        assert not held_out & trained, "samples of one id, often one picture, stay on one side"
+        assert max(map(id_digest, held_out)) < min(map(id_digest, trained))
+        wanted = {9: range(9, 12), 0.3: range(10, 30)}[options["held_out"]]
+        assert merged.splits["held_out"] in wanted
+
+
+def test_same_id_can_be_dropped_instead(tmp_path: Path, plan_of) -> None:
+    merged = quietly(plan_of(mixed_entries(), same_id="drop"), tmp_path / "out", max_rejects=0.2)
+    assert merged.left_out["duplicate id"] == 4
+    assert merged.samples == 60
+
+
+def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, plan_of) -> None:
+    plan = plan_of(mixed_entries(), held_out=7)
+    quietly(plan, tmp_path / "one", max_rejects=0.2)
+    expected = contents(tmp_path / "one")
+    for part in (2, 0, 1):
+        assert quietly(plan, tmp_path / "parts", part=(part, 3), max_rejects=0.2) is None
+        if part != 1:
+            with pytest.raises(BuildError, match=r"of 8 chunks are missing"):
+                merge(tmp_path / "parts")
+        assert not (tmp_path / "parts" / "train").exists()
+    merge(tmp_path / "parts", 0.2)
+    assert contents(tmp_path / "parts") == expected
+
+
+def _build_in_child(plan: Plan, out: Path) -> int:
+    """Start a build in a forked process (it has all modules at hand); return its process id."""
+    child = os.fork()
+    if child == 0:
+        os.close(2)
+        status = 1
+        try:
+            quietly(plan, out, max_rejects=0.2)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def test_killed_builds_go_on_and_give_the_same_bytes(tmp_path: Path, plan_of) -> None:
+    """30 kills at random moments, merging included; the index is never there without all of its shards."""
+    plan = plan_of(mixed_entries(), held_out=7)
+    started = time.monotonic()
+    quietly(plan, tmp_path / "whole", max_rejects=0.2)
+    usual = time.monotonic() - started
+    expected = contents(tmp_path / "whole")
+    rng = random.Random(4)
+    out, kills, rounds = tmp_path / "killed", 0, 0
+    while kills < 30:
+        child = _build_in_child(plan, out)
+        time.sleep(rng.uniform(0, usual * 0.7))
+        os.kill(child, signal.SIGKILL)
+        kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        for split in ("train", "held_out"):
+            if (out / split / "index.json").is_file():
+                named = {shard["raw_data"]["basename"] for shard in read_index(out / split)["shards"]}
+                assert named <= {path.name for path in (out / split).iterdir()}
+        if (out / "build.json").is_file() and not (out / WORK).exists():
+            rounds += 1
+            quietly(plan, out)
+            assert contents(out) == expected
+            shutil.rmtree(out)
+    quietly(plan, out, max_rejects=0.2)
+    assert contents(out) == expected
+    assert rounds < 30
+
+
+def test_finished_build_is_not_done_again(tmp_path: Path, plan_of) -> None:
+    plan = plan_of([entry(number) for number in range(12)])
+    said: list[str] = []
+    first = build(plan, Place(tmp_path / "out"), said=said.append)
+    assert build(plan, Place(tmp_path / "out"), said=said.append) == first
+    assert said == [f"{tmp_path / 'out'} is finished already"]
+
+
+def test_unfinished_build_says_that_it_goes_on(tmp_path: Path, plan_of) -> None:
+    plan = plan_of([entry(number) for number in range(25)])
+    build_chunks(plan, tmp_path / "out", part=(1, 2))
+    said: list[str] = []
+    build(plan, Place(tmp_path / "out"), said=said.append)
+    assert said == [f"went on with the unfinished build in {tmp_path / 'out'}: 1 chunks were there already"]
+
+
+def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
+    plan = plan_of([entry(number) for number in range(12)])
+    build_chunks(plan, tmp_path / "out")
+    with pytest.raises(BuildError, match="longest_side: None there, 99 now.*Give the same ones"):
+        quietly(plan_of([], finish=Finish(longest_side=99)), tmp_path / "out")
+    merge(tmp_path / "out")
+    with pytest.raises(BuildError, match="compression: 'none' there, 'zstd' now"):
+        quietly(plan_of([], compression="zstd"), tmp_path / "out")
+    os.utime(tmp_path / "entries.json", (1, 1))
+    with pytest.raises(BuildError, match="state of the files"):
+        quietly(plan, tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("mine")
+    with pytest.raises(BuildError, match="holds something else"):
+        quietly(plan, tmp_path / "other")
+
+
+def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path: Path, plan_of) -> None:
+    plan = plan_of([*(entry(number) for number in range(30)), *([None] * 5)])
+    with pytest.raises(BuildError, match=r"5 of 35 inputs are rejects; at most 10% .*rejects\.jsonl names each"):
+        quietly(plan, tmp_path / "out")
+    assert not (tmp_path / "out" / "index.json").exists()
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 5
+    assert quietly(plan, tmp_path / "out", max_rejects=0.2).samples == 30
+
+
+def test_a_wrong_folder_is_noticed_early(tmp_path: Path, plan_of) -> None:
+    plan = plan_of([entry(number, picture=-1) for number in range(3000)])
+    with pytest.raises(BuildError, match=r"1,000 of the first 1,000 inputs are rejects; 1,000: picture missing"):
+        quietly(plan, tmp_path / "out")
+    with pytest.raises(BuildError, match=r"3,000 of 3,000 inputs are rejects"):
+        quietly(plan, tmp_path / "out", max_rejects=1)
+
+
+def test_unreadable_input_leaves_nothing(tmp_path: Path, plan_of) -> None:
+    (tmp_path / "entries.json").write_text("[")
+    with pytest.raises(ValueError, match="not JSON"):
+        quietly(plan_of([]), tmp_path / "out")
+    (tmp_path / "entries.json").write_text("[]")
+    with pytest.raises(BuildError, match="there is nothing in"):
+        quietly(plan_of([]), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["entries.json"]
+
+
+def test_held_out_share_stays_when_data_is_added(tmp_path: Path, plan_of) -> None:
+    held_out = []
+    for count in (40, 80):
+        (tmp_path / "entries.json").unlink(missing_ok=True)
+        plan = plan_of([entry(number) for number in range(count)], held_out=0.2)
+        quietly(plan, tmp_path / f"out{count}")
+        held_out.append({sample.id for sample in read_samples(tmp_path / f"out{count}" / "held_out")})
+    assert held_out[0] == held_out[1] & {f"e{number}" for number in range(40)}
+
+
+def test_object_store_receives_the_whole_data_set(tmp_path: Path, plan_of, object_store: ObjectStore) -> None:
+    """An upload that broke off goes on with the split that is missing; another data set is not overwritten."""
+    plan = plan_of([entry(number) for number in range(40)], held_out=8)
+    place = Place.of(object_store.address("some/shards/"), str(tmp_path / "work"))
+    assert place == Place(tmp_path / "work", object_store.address("some/shards"))
+    merged = build(plan, place, said=lambda _: None)
+    upload_folder(place.local / "held_out", f"{place.remote}/held_out")
+    said: list[str] = []
+    upload(place, merged, said.append)
+    assert said == [f"{place.remote}/held_out is there already"]
+    local = contents(place.local)
+    assert {f"some/shards/{name}" for name in local} == set(object_store.keys())
+    assert all(object_store.read(f"some/shards/{name}") == data for name, data in local.items())
+    upload(place, merged, said.append)
+    quietly(plan_of([], held_out=7), tmp_path / "other")
+    with pytest.raises(ValueError, match=r"has a index\.json already|has an index\.json already"):
+        upload(Place(tmp_path / "other", place.remote), merged, said.append)
+
+
+def test_places_are_checked() -> None:
+    assert Place.of("s3://bucket/a/b").local == Path("b")
+    for out, work, said in (("s3://bucket", None, "bucket only"), ("out", "work", "local already")):
+        with pytest.raises(BuildError, match=said):
+            Place.of(out, work)
+    with pytest.raises(ValueError, match="s3://bucket/folder"):
+        Place.of("ftp://bucket/x")
+
+
+def test_repeats_agree_with_a_plain_search() -> None:
+    """2,000 samples drawn from few ids and contents, against sets and lists."""
+    rng = np.random.default_rng(1)
+    names = [f"n{number}" for number in rng.integers(0, 900, 2000)] + ["n5#2", "n5#2"]
+    contents_ = rng.integers(0, 1500, 2002).astype(np.uint64)
+    ids = np.array([id_digest(name) for name in names], np.uint64)
+    for same_id in ("number", "drop"):
+        found = find_repeats(ids, contents_, lambda positions: (names[place] for place in positions), same_id)
+        seen: dict[int, str] = {}
+        taken: set[str] = set()
+        for place, (name, content) in enumerate(zip(names, contents_.tolist(), strict=True)):
+            if content in seen:
+                assert found.dropped[place] == ("duplicate content", seen[content])
+            elif same_id == "drop" and name in taken:
+                assert found.dropped[place] == ("duplicate id", name)
+            else:
+                assert place not in found.dropped
+                new = found.renamed.get(place, name)
+                assert new not in taken
+                assert (new == name) == (name not in taken)
+                assert new.startswith(name)
+                taken.add(new)
+                seen[content] = new

@@ -1,0 +1,158 @@
+"""Tars: grouped as WebDataset groups them, read as a stream; nothing leaves the tar, nothing is lost without a word."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from tiny import COLOURS, draw
+
+from pargo_ds.data.sources import Finish, Outcome, SourceError, WebDataset, outcomes
+from pargo_ds.data.sources.webdataset import tar_files
+
+
+def member(
+    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size, info.type, info.linkname = len(data), kind, link
+    return info, data
+
+
+def write(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for info, data in members:
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def pair(number: int, text: str | None = None) -> list[tuple[tarfile.TarInfo, bytes]]:
+    caption = f"Number {number}, größer." if text is None else text
+    return [
+        member(f"{number:05}.png", draw(COLOURS[number % 6], number % 9)),
+        member(f"{number:05}.txt", caption.encode()),
+    ]
+
+
+def read(*names: Path | str, **options) -> list[Outcome]:
+    source = WebDataset(files=tar_files([str(name) for name in names]), **options)
+    return [outcome for chunk in source.chunks() for outcome in outcomes(source, chunk.payload, Finish())]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("kind", ["coarse", "detailed"])
+def test_text_bytes_and_order_come_back(tmp_path: Path, ending: str, kind: str) -> None:
+    for part in (1, 0):
+        write(tmp_path / f"part{part}.{ending}", [m for number in range(5) for m in pair(5 * part + number)])
+    found = read(tmp_path, caption_as=kind)
+    assert [outcome.id for outcome in found] == [f"{number:05}" for number in range(10)]
+    for number, outcome in enumerate(found):
+        assert outcome.sample.images == [draw(COLOURS[number % 6], number % 9)]
+        assert outcome.sample.captions == {kind: f"Number {number}, größer."}
+    assert [outcome.id for outcome in read(tmp_path / f"part1*.{ending}")] == [
+        f"{number:05}" for number in range(5, 10)
+    ]
+
+
+def test_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path) -> None:
+    red, blue = draw("red", 0), draw("blue", 1)
+    members = [
+        member("a.b/", kind=tarfile.DIRTYPE),
+        member("a.b/01.left.png", red),
+        member("a.b/01.RIGHT.PNG", blue),
+        member("a.b/01.json", json.dumps({"caption": "Two.", "detailed": "Two squares.", "width": 64}).encode()),
+        member("a.b/01.cls", b"7"),
+        member("a.b/02.jpg", red),
+        member("a.b/02.caption", b"One."),
+    ]
+    one, two = read(write(tmp_path / "t.tar", members))
+    assert (one.id, one.sample.images) == ("a.b/01", [red, blue])
+    assert one.sample.captions == {"coarse": "Two.", "detailed": "Two squares."}
+    assert (two.id, two.sample.captions) == ("a.b/02", {"coarse": "One."})
+
+
+def test_json_may_hold_a_conversation_and_an_id(tmp_path: Path) -> None:
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
+    fields = json.dumps({"id": 17, "conversations": talk}).encode()
+    (found,) = read(write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", fields)]))
+    assert found.id == "17"
+    assert [turn["content"] for turn in found.sample.turns] == ["<image>\nWhat?", "Red."]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (member("b.png", kind=tarfile.SYMTYPE, link="/etc/passwd"), "tar member refused"),
+        (member("b.png", kind=tarfile.LNKTYPE, link="00000.png"), "tar member refused"),
+        (member("b.png", kind=tarfile.CHRTYPE), "tar member refused"),
+        (member("b.png", kind=tarfile.FIFOTYPE), "tar member refused"),
+        (member("/abs/b.png", b"x"), "path leaves its folder"),
+        (member("a/../../b.png", b"x"), "path leaves its folder"),
+        (member("noending", b"x"), "tar member refused"),
+        (member("._b.png", b"x"), "tar member refused"),
+        (member("__meta__.json", b"{}"), "tar member refused"),
+        (member("b.png", b"no picture"), "picture broken"),
+        (member("b.txt", b"only text"), "picture missing"),
+        (member("b.json", b"{"), "not JSON"),
+        (member("b.json", b"[1]"), "does not fit"),
+        (member("b.json", b'{"caption": ["x"]}'), "picture missing"),
+        (member("b.txt", b"\xff\xfe"), "not UTF-8"),
+        (member("b.cls", b"7"), "picture missing"),
+    ],
+)
+def test_unusable_member_is_a_reject_and_the_rest_is_read(tmp_path: Path, bad, kind: str) -> None:
+    found = read(write(tmp_path / "t.tar", [*pair(0), bad, *pair(1)]))
+    (reject,) = (outcome for outcome in found if outcome.sample is None)
+    assert reject.kind == kind
+    assert reject.where == {"file": str(tmp_path / "t.tar"), "member": bad[0].name}
+    assert [outcome.id for outcome in found if outcome.sample] == ["00000", "00001"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.tar"]
+
+
+def test_two_members_of_one_name_are_a_reject(tmp_path: Path) -> None:
+    found = read(write(tmp_path / "t.tar", [*pair(0), pair(0)[0], *pair(1)]))
+    assert [outcome.kind for outcome in found] == ["does not fit", ""]
+
+
+def test_damaged_tar_keeps_what_stands_before_and_says_what_is_lost(tmp_path: Path) -> None:
+    whole = write(tmp_path / "t.tar", [m for number in range(6) for m in pair(number)]).read_bytes()
+    with tarfile.open(tmp_path / "t.tar") as tar:
+        places = {info.name: info.offset for info in tar}
+    header, content = places["00003.png"], places["00003.png"] + 512
+    broken = {
+        "cut in a header": whole[: header + 100],
+        "cut in a file": whole[: content + 20],
+        "broken header": whole[:header] + b"\x01" * 512 + whole[header + 512 :],
+    }
+    for name, data in broken.items():
+        (tmp_path / "t.tar").write_bytes(data)
+        found = read(tmp_path / "t.tar")
+        assert [outcome.kind for outcome in found][:2] == ["", ""], name
+        assert found[-1].kind == "tar damaged", name
+        assert "rest of the tar" in found[-1].reason
+        assert sum(outcome.sample is not None for outcome in found) in (2, 3)
+    (tmp_path / "t.tar").write_bytes(whole[:header])
+    found = read(tmp_path / "t.tar")
+    assert [outcome.kind for outcome in found] == ["", "", "", "tar damaged"]
+    assert "no end mark" in found[-1].reason
+
+
+def test_what_is_no_tar_is_a_reject_or_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"no tar" * 1000)
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"x" * 5000)[:20])
+    (tmp_path / "c.tar").write_bytes(b"")
+    assert [outcome.kind for outcome in read(tmp_path)] == ["tar damaged"] * 3
+    with pytest.raises(SourceError, match=r"nothing\*\.tar is no tar"):
+        read(tmp_path / "nothing*.tar")
+
+
+def test_long_header_is_not_read_into_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    (tmp_path / "t.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 5000)
+    (found,) = read(tmp_path / "t.tar")
+    assert (found.kind, "8,589,934,592 bytes" in found.reason) == ("tar damaged", True)
