@@ -32,15 +32,18 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def square_picture(path: Path, size: int, resize: str) -> Any:
     """The photograph as the encoder gets it. Raises ValueError naming the file and the reason."""
-    from pargo_ds.data.images import read_picture
-    from pargo_ds.model.pictures import to_rgb, to_square
+    from PIL import Image
+
+    from pargo_ds.data.images import read_fast
+    from pargo_ds.model.pictures import to_pixels, to_square
 
     if not path.is_file():
         raise ValueError(f"{path}: no such picture file")
     try:
-        return to_square(to_rgb(read_picture(path.read_bytes())), size, resize)
+        pixels = to_square(to_pixels(read_fast(path.read_bytes())), size, resize)
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())  # (height, width, 3)
 
 
 def draw(options: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ import torch
 
 from pargo_ds.batch import IGNORE_INDEX, Encoded
 from pargo_ds.config import DataSection
-from pargo_ds.data.images import read_picture
+from pargo_ds.data.images import read_fast
 from pargo_ds.data.schema import CAPTION_KINDS, IMAGE_PLACEHOLDER, Sample, SampleError
 
 Turns = list[dict[str, str]]
@@ -100,7 +100,7 @@ def encode(sample: Sample, turns: Turns, processor: Any, where: str = "") -> Enc
 
 def _pixels(sample: Sample, number: int, processor: Any, where: str) -> torch.Tensor:
     try:
-        picture = read_picture(sample.images[number])
+        picture = read_fast(sample.images[number])
     except ValueError as error:
         raise sample_error(sample, where, f"picture {number} {error}") from error
     return processor.pixels(picture)

@@ -1,15 +1,22 @@
-"""Pictures on their way to the encoder: any PIL mode to a square of RGB, and which picture belongs to which text."""
+"""Pictures on their way to the encoder: any picture to a square of RGB pixels, and which picture belongs to which text.
+
+Axes: a picture is `(3, height, width)` uint8 RGB, or a PIL picture that becomes one.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch.nn import functional
 
 from .configuration_pargo import IMAGE_PLACEHOLDER
 
 RESIZES = ("stretch", "crop", "pad")
-PAD_COLOUR = (127, 127, 127)
+PAD_GREY = 127
+PIXEL_VERSION = "torch uint8 bicubic antialias"
+"""Names the code that makes the pixels, for fingerprints: a change of the pixels changes it."""
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -24,29 +31,59 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def to_square(picture: Image.Image, size: int, resize: str) -> Image.Image:
-    """RGB picture -> `size` x `size` pixels, bicubic: stretched, its middle cropped, or padded with grey.
+def to_pixels(picture: Image.Image | torch.Tensor) -> torch.Tensor:
+    """PIL picture of any mode, or pixels as they are -> uint8 `(3, height, width)`.
+
+    Raises:
+        ValueError: a tensor of another type or shape, or without pixels.
+    """
+    if isinstance(picture, Image.Image):
+        return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)  # (3, height, width)
+    if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3 or 0 in picture.shape:
+        raise ValueError(
+            f"pixels of type {picture.dtype} and shape {tuple(picture.shape)}; expected torch.uint8, (3, height, width)"
+        )
+    return picture
+
+
+def to_square(pixels: torch.Tensor, size: int, resize: str) -> torch.Tensor:
+    """uint8 `(3, height, width)` -> uint8 `(3, size, size)`: stretched, its middle cropped, or padded with grey.
+
+    Bicubic with antialiasing in whole numbers, as Pillow does it and in a quarter of its time. A crop starts at a
+    whole pixel.
 
     Raises:
         ValueError: unknown resize.
     """
-    square = (size, size)
+    height, width = pixels.shape[1:]
     if resize == "stretch":
-        return picture.resize(square, Image.Resampling.BICUBIC)
+        return _resized(pixels, size, size)
     if resize == "crop":
-        return ImageOps.fit(picture, square, Image.Resampling.BICUBIC)
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return _resized(pixels[:, top : top + side, left : left + side], size, size)
     if resize == "pad":
-        return ImageOps.pad(picture, square, Image.Resampling.BICUBIC, color=PAD_COLOUR)
+        longest = max(height, width)
+        inside = [max(1, round(side / longest * size)) for side in (height, width)]
+        top, left = (round((size - side) / 2) for side in inside)
+        square = torch.full((3, size, size), PAD_GREY, dtype=torch.uint8)
+        square[:, top : top + inside[0], left : left + inside[1]] = _resized(pixels, *inside)
+        return square
     raise ValueError(f"unknown resize '{resize}': choose one of {', '.join(RESIZES)}")
 
 
+def _resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    size = (height, width)
+    return functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0].contiguous()
+
+
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, (Image.Image, str, Path))
+    return isinstance(value, (Image.Image, str, Path)) or (isinstance(value, torch.Tensor) and value.ndim == 3)
 
 
-def open_picture(picture: Image.Image | str | Path) -> Image.Image:
+def open_picture(picture: Image.Image | torch.Tensor | str | Path) -> Image.Image | torch.Tensor:
     """The picture itself, or the file that a path names."""
-    return picture if isinstance(picture, Image.Image) else Image.open(picture)
+    return Image.open(picture) if isinstance(picture, (str, Path)) else picture
 
 
 def match_pictures(images: Any, placeholders: list[int]) -> list[Any]:

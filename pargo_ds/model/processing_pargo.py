@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import AddedToken, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from .configuration_pargo import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from .masks import CASCADES  # noqa: F401  (configuration_pargo needs the file: see modeling_pargo)
-from .pictures import RESIZES, match_pictures, open_picture, to_rgb, to_square
+from .pictures import PIXEL_VERSION, RESIZES, match_pictures, open_picture, to_pixels, to_square
 
 PROMPTS = ("chat", "paper")
 PAPER_SYSTEM_PROMPT = (
@@ -92,13 +91,16 @@ class ParGoProcessor(ProcessorMixin):
 
     # Pictures
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """PIL picture of any mode -> uint8 `(3, image_size, image_size)`.
+    def pixels(self, picture: Image.Image | torch.Tensor) -> torch.Tensor:
+        """PIL picture of any mode, or uint8 RGB `(3, height, width)` -> uint8 `(3, image_size, image_size)`.
 
-        EXIF rotation is applied, transparent pixels are laid onto white, grey and palettes become RGB; bicubic.
+        Of a PIL picture the EXIF rotation is applied, transparent pixels are laid onto white, grey and palettes become
+        RGB. Both are resized by the same code: bicubic, antialiased.
+
+        Raises:
+            ValueError: a tensor of another type or shape.
         """
-        square = to_square(to_rgb(picture), self.image_size, self.resize)
-        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()  # (3, height, width)
+        return to_square(to_pixels(picture), self.image_size, self.resize)
 
     # Conversations
 
@@ -279,7 +281,7 @@ class ParGoProcessor(ProcessorMixin):
         body = json.loads(backend.to_str()) if backend is not None else self.tokenizer.get_vocab()
         # Padding and truncation are leftovers of the last call, not properties of the tokenizer.
         body = {key: value for key, value in body.items() if key not in ("padding", "truncation")}
-        settings = [self.image_size, self.visual_tokens, self.resize, self.prompt, self.system_prompt]
+        settings = [PIXEL_VERSION, self.image_size, self.visual_tokens, self.resize, self.prompt, self.system_prompt]
         whole = json.dumps([body, settings, self.chat_template, self.tokenizer.eos_token], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -1,12 +1,15 @@
 """Pictures and conversations to pixels and ids."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pargo_ds.model import IGNORE_INDEX, ParGoProcessor
 
+BICUBIC = Image.Resampling.BICUBIC
 QUESTION = [{"role": "user", "content": "<image>What colour is it?"}]
 ANSWERED = [*QUESTION, {"role": "assistant", "content": "A red square."}]
 TWO_TURNS = [
@@ -103,9 +106,73 @@ def test_stop_tokens_end_a_turn(any_processor):
 # Pictures
 
 
-def test_pixels_are_a_bicubic_resize(processor, picture):
-    expected = np.asarray(picture().resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    assert np.array_equal(processor.pixels(picture()).numpy(), expected)
+def in_pillow(picture: Image.Image, resize: str, size: int) -> np.ndarray:
+    """(3, size, size): Pillow's pixels, rows resized before columns; a crop starts at a whole pixel, as ours."""
+    width, height = picture.size
+    if resize == "pad":
+        return np.asarray(ImageOps.pad(picture, (size, size), BICUBIC, color=(127, 127, 127))).transpose(2, 0, 1)
+    if resize == "crop":
+        side = min(picture.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        picture = picture.crop((left, top, left + side, top + side))
+    return np.asarray(picture.resize((size, picture.height), BICUBIC).resize((size, size), BICUBIC)).transpose(2, 0, 1)
+
+
+@pytest.fixture
+def photograph() -> Image.Image:
+    """A real photograph, 512 x 600; comes with matplotlib."""
+    matplotlib = pytest.importorskip("matplotlib", reason="its sample photograph is needed: pip install -e .[dev]")
+    return Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg").convert("RGB")
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [64, 336])
+def test_pixels_are_those_of_pillow_up_to_two_steps_of_255(tokenizer, photograph, resize, size):
+    # Worst of 125 photographs, drawings and screenshots, 64 to 1024 pixels: mean 0.02, largest 2. Both count in whole
+    # numbers, torch with 16-bit and Pillow with 22-bit weights, and round after the rows and after the columns.
+    wide = photograph.resize((611, 402))
+    processor = ParGoProcessor(tokenizer, image_size=size, resize=resize)
+    difference = np.abs(processor.pixels(wide).numpy().astype(int) - in_pillow(wide, resize, size))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.05
+
+
+def test_upright_pictures_stay_close_to_pillow_which_may_take_the_columns_first(processor, photograph):
+    # Pillow chooses the order of rows and columns, by version and shape; between the two it rounds and clips. Worst of
+    # the same 125 pictures: mean 0.21, largest 13 of 255, where a sharp edge overshoots.
+    processor.image_size = 448
+    expected = np.asarray(photograph.resize((448, 448), BICUBIC)).transpose(2, 0, 1)
+    difference = np.abs(processor.pixels(photograph).numpy().astype(int) - expected)
+    assert difference.max() <= 20
+    assert difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(33, 50), (50, 33), (5, 5), (1, 300), (300, 1)])
+def test_a_picture_and_its_pixels_give_the_same(tokenizer, picture, resize, size):
+    processor = ParGoProcessor(tokenizer, image_size=32, resize=resize)
+    image = picture(size=size)
+    rows = torch.from_numpy(np.array(image))  # (height, width, 3)
+    expected = processor.pixels(image)
+    assert expected.shape == (3, 32, 32)
+    assert expected.is_contiguous()
+    for pixels in (rows.permute(2, 0, 1), rows.permute(2, 0, 1).contiguous()):
+        assert torch.equal(processor.pixels(pixels), expected)
+
+
+@pytest.mark.parametrize(
+    "pixels", [torch.zeros(3, 8, 8), torch.zeros(8, 8, 3, dtype=torch.uint8), torch.zeros(3, 0, 8, dtype=torch.uint8)]
+)
+def test_pixels_of_another_kind_are_an_error(processor, pixels):
+    with pytest.raises(ValueError, match="expected torch.uint8"):
+        processor.pixels(pixels)
+
+
+def test_call_takes_pixels_like_pictures(processor, picture):
+    pixels = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
+    for images in (pixels, [pixels], [[pixels]]):
+        batch = processor(images=images, text=["<image>a"], return_tensors="pt")
+        assert torch.equal(batch["pixel_values"][0], processor.pixels(picture()))
 
 
 def test_transparency_is_laid_onto_white(processor):
@@ -208,6 +275,12 @@ def test_saved_processor_is_the_same(tokenizer, tmp_path, prompt):
     assert {k: getattr(again, k) for k in settings} == settings
     assert again.fingerprint() == processor.fingerprint()
     assert again.encode_conversation(TWO_TURNS) == processor.encode_conversation(TWO_TURNS)
+
+
+def test_fingerprint_changes_with_the_code_that_makes_pixels(processor, monkeypatch):
+    before = processor.fingerprint()
+    monkeypatch.setattr("pargo_ds.model.processing_pargo.PIXEL_VERSION", "another")
+    assert processor.fingerprint() != before
 
 
 def test_fingerprint_does_not_depend_on_earlier_calls_but_on_settings(tokenizer):

@@ -1,0 +1,129 @@
+"""What training makes of a folder's samples: tokens of each conversation, what is trained on, and what fits a pack."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pargo_ds.batch import IGNORE_INDEX
+from pargo_ds.config import BatchSection, DataSection
+from pargo_ds.data.conversation import encode_text, views
+from pargo_ds.data.schema import IMAGE_PLACEHOLDER, Sample, SampleError
+from pargo_ds.evaluation.distributions import MOST_NAMES, Distribution, Tally
+from pargo_ds.evaluation.tables import Bars, Block, Table
+from pargo_ds.evaluation.token_pieces import answer_ends, special_ids
+
+SMALLEST_TRAINED_SHARE = 0.02
+
+
+class TokenStatistics:
+    """Counts over the conversations that `data` makes of samples, encoded by `processor` (a ParGoProcessor)."""
+
+    def __init__(self, processor: Any, data: DataSection, batch: BatchSection) -> None:
+        self.processor, self.data, self.batch = processor, data, batch
+        self.tokens, self.trained, self.pictures = Distribution(), Distribution(), Distribution()
+        self.too_long = 0
+        self.faults, self.first_fault = Tally(), {}
+        self.odd_ends, self.ordinary_ends, self.special_in_text = Tally(), Tally(), Tally()
+        self._stop_ids = set(processor.stop_token_ids)
+        self._special_ids = special_ids(processor.tokenizer)
+        names = processor.tokenizer.convert_ids_to_tokens(sorted(self._special_ids))
+        # added tokens of blanks (some code models have them) are no marks
+        self._special = [name for name in names if name.strip() and name != IMAGE_PLACEHOLDER]
+
+    def add(self, sample: Sample) -> None:
+        """Count every conversation of a sample; one that cannot be encoded is a fault, with its reason."""
+        try:
+            conversations = views(sample, self.data)
+        except SampleError as error:
+            self._fault(sample, error)
+            return
+        for turns in conversations:
+            try:
+                ids, labels = encode_text(sample, turns, self.processor)
+            except SampleError as error:
+                self._fault(sample, error)
+                continue
+            self._count(ids, labels, len(sample.images))
+            for token in self._special:
+                if any(token in turn["content"] for turn in turns):
+                    self.special_in_text.add(token)
+
+    def _fault(self, sample: Sample, error: SampleError) -> None:
+        reason = str(error).removeprefix(f"sample {sample.id}: ")
+        self.faults.add(reason)
+        if len(self.first_fault) < MOST_NAMES:
+            self.first_fault.setdefault(reason, sample.id)
+
+    def _count(self, ids: list[int], labels: list[int], pictures: int) -> None:
+        self.tokens.add(len(ids))
+        self.pictures.add(pictures)
+        self.trained.add(sum(label != IGNORE_INDEX for label in labels[1:]))
+        self.too_long += len(ids) > self.batch.tokens_per_pack or pictures > self.batch.pictures_per_pack
+        for end in answer_ends(ids, labels):
+            if end not in self._stop_ids:
+                self.odd_ends.add(repr(self.processor.decode([end])))
+            elif end not in self._special_ids:
+                self.ordinary_ends.add(repr(self.processor.decode([end])))
+
+    @property
+    def trained_share(self) -> float:
+        return self.trained.total / self.tokens.total if self.tokens.total else 0.0
+
+    def blocks(self) -> list[Block]:
+        """Tables and histograms, in the order of reading."""
+        if not self.tokens.count:
+            return []
+        budget = self.batch.tokens_per_pack
+        seen = self.pictures.total * self.processor.visual_tokens
+        rows = [
+            ("conversations to train on", f"{self.tokens.count:,}"),
+            ("tokens", f"{self.tokens.total:,}"),
+            ("of them visual tokens", f"{seen:,} ({seen / self.tokens.total:.1%})"),
+            ("of them trained on", f"{self.trained.total:,} ({self.trained_share:.1%})"),
+            ("tokens a conversation: mean, median, most",
+             f"{self.tokens.mean:.1f}, {self.tokens.quantile(0.5):,}, {self.tokens.greatest:,}"),
+            ("tokens trained on, the same", f"{self.trained.mean:.1f}, {self.trained.quantile(0.5):,}, "
+             f"{self.trained.greatest:,}"),
+            (f"conversations a pack of {budget:,} tokens", f"{self._conversations_a_pack():.1f}"),
+            (f"too long for a pack (or over {self.batch.pictures_per_pack} pictures)", f"{self.too_long:,}"),
+        ]  # fmt: skip
+        return [
+            Table("Tokens", ("", ""), rows),
+            Bars(
+                "Tokens a conversation, visual tokens included", self.tokens.even_bins(12), f"a pack holds {budget:,}"
+            ),
+            Bars("Tokens trained on, a conversation", self.trained.even_bins(12)),
+        ]
+
+    def _conversations_a_pack(self) -> float:
+        """As many as tokens and pictures allow on average."""
+        by_tokens = self.batch.tokens_per_pack / self.tokens.mean
+        by_pictures = self.batch.pictures_per_pack / self.pictures.mean if self.pictures.mean else by_tokens
+        return min(by_tokens, by_pictures)
+
+    def smells(self) -> list[str]:
+        """What should be looked at before training, in words."""
+        found = []
+        for reason, count in self.faults.rows(3):
+            first = f", the first in sample {self.first_fault[reason]}" if reason in self.first_fault else ""
+            found.append(f"{count:,} conversations cannot be trained on{first}: {reason}")
+        if self.tokens.count and self.trained_share < SMALLEST_TRAINED_SHARE:
+            found.append(
+                f"only {self.trained_share:.1%} of all tokens are trained on (expected {SMALLEST_TRAINED_SHARE:.0%} or "
+                "more): the texts are very short beside the visual tokens, or the template hides the answers"
+            )
+        for ends, what in (
+            (self.odd_ends, "no end of turn, so the model would not learn to stop"),
+            (self.ordinary_ends, "an ordinary token as their end of turn, which may also come inside an answer"),
+        ):
+            if ends.total:
+                shown = ", ".join(f"{count:,} in {token}" for token, count in ends.rows(3))
+                found.append(f"{ends.total:,} answers end in {what}: {shown}")
+        if self.special_in_text.total:
+            shown = ", ".join(f"{token} in {count:,}" for token, count in self.special_in_text.rows(5))
+            found.append(f"special tokens of the tokenizer stand in texts, where they act as its own: {shown}")
+        if self.too_long:
+            fate = "the run would end with an error" if self.data.too_long == "error" else "the run leaves them out"
+            found.append(f"{self.too_long:,} conversations are too long for a pack; with too_long: "
+                         f"{self.data.too_long} {fate}")  # fmt: skip
+        return found
