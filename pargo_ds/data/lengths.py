@@ -1,131 +1,264 @@
-"""How long every item is: token and picture counts of each conversation in a shard folder, measured once and
-cached.
+"""How long every item is: token and picture counts of each conversation in a folder of shards, in a side-car.
 
-The plan needs all lengths before the first batch. They change with the text settings and the processor, so
-the cache file's name is a hash of both and of the shards' index.
+    FOLDER/lengths/<key>/   lengths.json (what it was measured from), one .npy file per column
+
+The plan needs all lengths before the first batch. Text lengths change with the text settings, the tokenizer, the
+template and the shards, so the key is a hash of these; visual tokens are added when the side-car is used, so it
+outlives a change of projector.partial_tokens. A folder without a fitting side-car is measured once for a run, into the
+run's cache. Columns stay on disk, mapped into memory.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-import zipfile
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pargo_ds import distributed
 from pargo_ds.config import BatchSection, DataSection
-from pargo_ds.data.conversation import encode_text, text_settings, views
-from pargo_ds.data.reader import check_shard
-from pargo_ds.data.shards import INDEX_NAME, open_shards, read_index, read_sample
+from pargo_ds.data.conversation import text_settings
+from pargo_ds.data.measure import DTYPES, Columns, measure
+from pargo_ds.data.one_shard import rows_at
+from pargo_ds.data.shards import INDEX_NAME, read_index
+from pargo_ds.data.stores import ShardFolder, download, is_remote, upload_folder
 
-CACHE_VERSION = 1
+SIDE_CAR_VERSION = 1
+NAME = "lengths.json"
+LARGEST_TO_MEASURE = 1 << 30
+"""Bytes of a folder in an object store that is measured without a side-car: all of it must be downloaded for that."""
+CHUNK_ITEMS = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """One entry per item (a conversation of a sample), in stored order. All arrays are (items,)."""
+    """Lengths of the items of one folder, by the item's number within it."""
 
-    samples: NDArray[np.int64]
-    """Position of the sample in the folder."""
-    views: NDArray[np.int64]
-    """Which of the sample's conversations (an index into `conversation.views`)."""
-    tokens: NDArray[np.int64]
-    """Tokens, those of the pictures included."""
-    pictures: NDArray[np.int64]
+    columns: Columns
+    visual_tokens: int
+    """Tokens of one picture."""
+    kept: NDArray[np.uint32] | None = None
+    """(items,) places in the columns, where some conversations are left out."""
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.columns.samples) if self.kept is None else len(self.kept)
 
-    def take(self, chosen: NDArray[np.bool_]) -> Lengths:
-        """Only the items where `chosen` (items,) is true."""
-        return Lengths(**{name: values[chosen] for name, values in self.__dict__.items()})
+    def counts(self, items: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens (those of pictures included) and pictures of these items."""
+        places = self._places(items)
+        pictures = self.columns.pictures[places].astype(np.int64)
+        return self.columns.text_tokens[places] + pictures * self.visual_tokens, pictures
+
+    def conversations(self, items: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Position of each item's sample in the folder, and which of the sample's conversations it is."""
+        places = self._places(items)
+        return self.columns.samples[places].astype(np.int64), self.columns.views[places].astype(np.int64)
+
+    def items_before(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many items belong to samples before each of these positions."""
+        places = np.searchsorted(self.columns.samples, samples.astype(np.uint32))
+        return places if self.kept is None else np.searchsorted(self.kept, places)
+
+    def _places(self, items: NDArray[np.integer]) -> NDArray[np.integer]:
+        return items if self.kept is None else self.kept[items]
 
 
-def index_hash(folder: str | Path) -> str:
+def index_hash(folder: ShardFolder) -> str:
     """Hash of a shard folder's index, which names every shard with its size and hash."""
-    read_index(folder)
-    return hashlib.sha256((Path(folder) / INDEX_NAME).read_bytes()).hexdigest()
+    read_index(folder.local)
+    return hashlib.sha256((folder.local / INDEX_NAME).read_bytes()).hexdigest()
 
 
-def load_lengths(folder: str | Path, data: DataSection, processor: Any, cache_dir: str | Path) -> Lengths:
-    """Lengths of all items of a shard folder; rank 0 measures them once, the other ranks read its cache file.
+def load_lengths(folder: ShardFolder, data: DataSection, processor: Any, cache_dir: str | Path) -> Lengths:
+    """Lengths of all items of a folder: from its side-car, from the run's `cache_dir`, or measured into that by rank 0.
 
-    All ranks call it together. Raises SampleError for the first malformed sample and ShardError for a damaged
-    shard.
+    All ranks call it together.
+
+    Raises:
+        SampleError: the first malformed sample.
+        ShardError: a damaged shard.
+        ValueError: a damaged side-car, or a large folder in an object store that has none.
     """
-    key = [CACHE_VERSION, index_hash(folder), processor.fingerprint(), text_settings(data)]
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    path = Path(cache_dir) / f"lengths-{name}.npz"
+    described = _described(folder, data, processor)
+    beside, ours = _beside(folder, described["key"]), Path(cache_dir) / f"lengths-{described['key']}"
+    if folder.remote is not None and is_remote(folder.remote):
+        one_a_machine(lambda: _fetch(folder.remote, beside))
 
-    def read_or_measure() -> Lengths:
-        if path.is_file():
-            return _read(path)
-        lengths = measure(folder, data, processor)
-        _write(lengths, path)
-        return lengths
+    def read_or_measure() -> Columns:
+        if not (ours / NAME).is_file():
+            _check_size(folder)
+            _write(measure(folder, data, processor), described, ours)
+        return _read(ours)
 
-    return distributed.main_then_others(read_or_measure)
-
-
-def measure(folder: str | Path, data: DataSection, processor: Any) -> Lengths:
-    """Encode the text of every item and count (progress bar on a terminal); pictures are not decoded."""
-    dataset = open_shards(folder)
-    for shard in tqdm(dataset.shards, desc=f"checking shards of {folder}", unit="shard", disable=None):
-        check_shard(shard)
-    rows = []
-    for position in tqdm(range(len(dataset)), desc=f"measuring {folder}", unit="sample", disable=None):
-        sample = read_sample(dataset, position)
-        for view, turns in enumerate(views(sample, data, where=str(folder))):
-            ids, _ = encode_text(sample, turns, processor, where=str(folder))
-            rows.append((position, view, len(ids), len(sample.images)))
-    samples, view_numbers, tokens, pictures = np.array(rows, np.int64).reshape(-1, 4).T.copy()
-    return Lengths(samples=samples, views=view_numbers, tokens=tokens, pictures=pictures)
+    has_side_car = distributed.broadcast_object((beside / NAME).is_file())
+    columns = _read(beside) if has_side_car else distributed.main_then_others(read_or_measure)
+    return Lengths(columns=columns, visual_tokens=processor.visual_tokens)
 
 
-def within_budget(lengths: Lengths, batch: BatchSection, data: DataSection, folder: str | Path) -> tuple[Lengths, int]:
+def write_side_car(folder: ShardFolder, data: DataSection, processor: Any, processes: int | None = None) -> Path | str:
+    """Measure a folder of shards and put the side-car beside them, in an object store too; returns where it is.
+
+    One that is there already stays. `data` says which texts (`DataSection.of_stream`). Raises as `measure`.
+    """
+    described = _described(folder, data, processor)
+    beside = _beside(folder, described["key"])
+    remote = folder.remote if folder.remote is not None and is_remote(folder.remote) else None
+    if remote is not None:
+        _fetch(remote, beside)
+    if (beside / NAME).is_file():
+        _read(beside)
+    else:
+        _write(measure(folder, data, processor, processes), described, beside)
+        if remote is not None:
+            upload_folder(beside, f"{remote}/lengths/{beside.name}", last=NAME)
+    return f"{remote}/lengths/{beside.name}" if remote is not None else beside
+
+
+def find_side_car(place: str | Path, index: str, data: DataSection) -> Columns | None:
+    """The newest side-car in `place` (FOLDER/lengths, or a run's cache) of the shards with this `index_hash` and of the
+    texts of `data`, whatever tokenizer it was measured with; for tools that have none."""
+    for path in sorted(Path(place).glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        described = json.loads(path.read_text())
+        if described["shards"] == index and described["texts"] == text_settings(data):
+            return _read(path.parent)
+    return None
+
+
+def within_budget(lengths: Lengths, batch: BatchSection, data: DataSection, folder: ShardFolder) -> tuple[Lengths, int]:
     """The items that fit into a pack, and how many were left out (only with data.too_long: skip).
 
     Raises ValueError naming the first samples that do not fit with too_long: error, or when nothing fits at
     all.
     """
-    fits = (lengths.tokens <= batch.tokens_per_pack) & (lengths.pictures <= batch.pictures_per_pack)
-    skipped = int((~fits).sum())
-    if skipped and (data.too_long == "error" or skipped == len(lengths)):
-        dataset = open_shards(folder)
-        shown = np.flatnonzero(~fits)[:5]
-        named = [
-            f"sample {read_sample(dataset, int(lengths.samples[item])).id} "
-            f"({lengths.tokens[item]} tokens, {lengths.pictures[item]} pictures)"
-            for item in shown
-        ]
-        advice = "" if data.too_long == "skip" else ", or set data.too_long: skip to leave them out and count them"
-        raise ValueError(
-            f"{folder}: {skipped} of {len(lengths)} conversations do not fit into a pack of "
-            f"{batch.tokens_per_pack} tokens and {batch.pictures_per_pack} pictures: {', '.join(named)}"
-            f"{', ...' if skipped > len(shown) else ''}. Raise batch.tokens_per_pack or batch.pictures_per_pack{advice}"
-        )
-    return lengths.take(fits), skipped
+    fits: list[NDArray[np.bool_]] = [np.zeros(0, np.bool_)]
+    for begin in range(0, len(lengths), CHUNK_ITEMS):
+        tokens, pictures = lengths.counts(np.arange(begin, min(begin + CHUNK_ITEMS, len(lengths))))
+        fits.append((tokens <= batch.tokens_per_pack) & (pictures <= batch.pictures_per_pack))
+    fitting = np.concatenate(fits)
+    skipped = len(lengths) - int(fitting.sum())
+    if not skipped:
+        return lengths, 0
+    if data.too_long == "error" or skipped == len(lengths):
+        raise ValueError(_too_long(lengths, np.flatnonzero(~fitting), batch, data, folder))
+    return replace(lengths, kept=np.flatnonzero(fitting).astype(np.uint32)), skipped
 
 
-def _read(path: Path) -> Lengths:
+def _too_long(
+    lengths: Lengths, items: NDArray[np.int64], batch: BatchSection, data: DataSection, folder: ShardFolder
+) -> str:
+    shown = items[:5]
+    rows = rows_at(folder, lengths.conversations(shown)[0].tolist())
+    counts = zip(*lengths.counts(shown), strict=True)
+    named = [
+        f"sample {row['id']} ({tokens} tokens, {pictures} pictures)"
+        for row, (tokens, pictures) in zip(rows, counts, strict=True)
+    ]
+    advice = "" if data.too_long == "skip" else ", or set data.too_long: skip to leave them out and count them"
+    return (
+        f"{folder.path}: {len(items)} of {len(lengths)} conversations do not fit into a pack of "
+        f"{batch.tokens_per_pack} tokens and {batch.pictures_per_pack} pictures: {', '.join(named)}"
+        f"{', ...' if len(items) > len(shown) else ''}. Raise batch.tokens_per_pack or batch.pictures_per_pack{advice}"
+    )
+
+
+def one_a_machine(action: Callable[[], T]) -> None:
+    """Run `action` on one rank of each machine while the others wait; if it fails on any, every rank raises."""
+    distributed.together(lambda: action() if distributed.local_rank() == 0 else None)
+
+
+def text_fingerprint(processor: Any) -> str:
+    """The processor's fingerprint without what cannot change text: picture size, resizing, visual tokens."""
+    neutral = copy.copy(processor)
+    neutral.image_size, neutral.visual_tokens, neutral.resize = 0, 0, ""
+    return neutral.fingerprint()
+
+
+def _described(folder: ShardFolder, data: DataSection, processor: Any) -> dict[str, Any]:
+    """What the lengths depend on, and the key made of it: nothing of this machine."""
+    parts = {
+        "version": SIDE_CAR_VERSION,
+        "shards": index_hash(folder),
+        "processor": text_fingerprint(processor),
+        "texts": text_settings(data),
+    }
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return {"key": key, **parts}
+
+
+def _beside(folder: ShardFolder, key: str) -> Path:
+    """The side-car's place with the shards; of an object store's, its copy in the cache."""
+    copied = folder.remote is None or is_remote(folder.remote)
+    return (folder.local if copied else Path(folder.remote)) / "lengths" / key
+
+
+def _fetch(remote: str, beside: Path) -> None:
+    """Copy a side-car from an object store, if there is one; lengths.json comes last here too."""
+    if (beside / NAME).is_file():
+        return
+    address = f"{remote}/lengths/{beside.name}"
+    aside = beside.with_name(f".{beside.name}.{os.getpid()}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return Lengths(**{name: stored[name] for name in ("samples", "views", "tokens", "pictures")})
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, it will be measured again") from error
+        if download(f"{address}/{NAME}", aside / NAME):
+            for column in Columns._fields:
+                if not download(f"{address}/{column}.npy", aside / f"{column}.npy"):
+                    raise ValueError(f"{address} has a {NAME} but no {column}.npy; delete it and write it anew")
+            shutil.rmtree(beside, ignore_errors=True)
+            aside.replace(beside)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write(lengths: Lengths, path: Path) -> None:
-    """Written aside, then renamed: a killed process leaves no half file under the final name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "wb") as file:
-        np.savez(file, **lengths.__dict__)
-    aside.replace(path)
+def _check_size(folder: ShardFolder) -> None:
+    if folder.remote is None or not is_remote(folder.remote):
+        return
+    shards = read_index(folder.local)["shards"]
+    size = sum((shard["zip_data"] or shard["raw_data"])["bytes"] for shard in shards)
+    if size > LARGEST_TO_MEASURE:
+        raise ValueError(
+            f"{folder.path} has no lengths for this tokenizer, template and text setting, and its {size / 2**30:.0f} "
+            "GiB would have to be downloaded to measure them; write them once with: "
+            "python tools/build_shards.py lengths RUN.yaml"
+        )
+
+
+def _write(columns: Columns, described: dict[str, Any], folder: Path) -> None:
+    """Written aside, then renamed: a killed process leaves no half side-car under the final name."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for name, column in columns._asdict().items():
+        np.save(aside / f"{name}.npy", column, allow_pickle=False)
+    counts = {
+        "conversations": len(columns.samples),
+        "text_tokens": int(columns.text_tokens.sum(dtype=np.int64)),
+        "pictures": len(columns.picture_sizes),
+    }
+    (aside / NAME).write_text(json.dumps({**described, **counts}, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.replace(folder)
+
+
+def _read(folder: Path) -> Columns:
+    """The columns, mapped into memory; ValueError when they are not what lengths.json says."""
+    try:
+        described = json.loads((folder / NAME).read_text())
+        columns = Columns(
+            *(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in Columns._fields)
+        )
+        rows = [described["conversations"]] * 4 + [described["pictures"]]
+        found = [(len(column), column.dtype) for column in columns]
+        if found != [(count, np.dtype(dtype)) for count, dtype in zip(rows, DTYPES, strict=True)]:
+            raise ValueError(f"{found} entries, but {NAME} says {rows}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is damaged ({error}); delete it, it will be measured again") from error
+    return columns

@@ -1,114 +1,118 @@
 """StreamingDataset as the engine that reads, with its silent faults turned into errors.
 
-streaming 0.13 swallows an exception of its download thread: a damaged or missing shard ends the epoch early
-with exit status 0, or leaves other workers waiting for ever. `SampleReader` makes each such fault a
-`ShardError`. It also reads exactly the samples it is told to, in that order: which ones is decided by
-`plan.py`, not by streaming's partition.
+streaming 0.13 swallows an exception of its download thread: a damaged or missing shard, or a store that is down, ends
+the epoch early with exit status 0, or leaves other workers waiting for ever. `SampleReader` makes each such fault a
+`ShardError`. It also reads exactly the samples it is told to, in that order: which ones is decided by `plan.py`, not by
+streaming's partition.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-from time import sleep
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic, sleep, time_ns
 from typing import Any
 
 import numpy as np
+import psutil
+from filelock import FileLock
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
-from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN, TICK
+from streaming.base.constant import TICK
 from streaming.base.dataset import _ShardState
 from streaming.base.format import Reader
-from streaming.base.hashing import get_hash, is_hash
-from streaming.base.shared import _get_path
-from streaming.base.shuffle import get_shuffle
+from streaming.base.shared import SharedArray, _get_path
+from streaming.base.util import bytes_to_int
 
 from pargo_ds import distributed
-from pargo_ds.data.shards import read_index
+from pargo_ds.data.order import SHUFFLE_BLOCK
+from pargo_ds.data.s3 import DOWNLOAD_LIMIT_S
+from pargo_ds.data.shard_files import ShardError, check_shard, fetch_shard, raw_path
+from pargo_ds.data.shared_memory import HOLDERS, name_ranks_of_this_node, own_prefix, remove_stale_shared_memory
+from pargo_ds.data.stores import ShardFolder
 
-HASH = "xxh64"
 FAILED = max(_ShardState) + 1
 """Our mark in streaming's shared array of shard states: some process could not read this shard."""
-OWNER = "pargo_ds_owner"
 OF_ONE_PROCESS = ("_executor", "_event", "_iterator", "_cache_filelock")
 """Threads and locks of a StreamingDataset: useless in another process, and made anew where they are missing."""
-SHUFFLE_BLOCK = 1 << 18
-"""Samples among which a shard's samples are spread (streaming's own lower limit)."""
-
-
-class ShardError(RuntimeError):
-    """A shard that cannot be read or is damaged; the message names its file."""
-
-
-def epoch_order(items_per_shard: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """The shuffled order (items,) of one epoch: streaming's py1e, for one canonical node.
-
-    It does not depend on ranks, nodes or workers, and spreads the items of a shard over SHUFFLE_BLOCK at most.
-    """
-    return get_shuffle("py1e", items_per_shard[items_per_shard > 0], 1, seed, epoch, SHUFFLE_BLOCK)
-
-
-def shard_files(shard: Reader) -> list[Path]:
-    """The file of a shard and, when it is compressed, first the packed one; either is enough to read it."""
-    infos = [info for info in (shard.zip_data, shard.raw_data) if info is not None]
-    return [Path(shard.dirname) / shard.split / info.basename for info in infos]
-
-
-def check_shard(shard: Reader) -> None:
-    """Compare a shard file with the hash in its index (no hash there: nothing to compare).
-
-    streaming checks a hash only after a download, never for a file that is there already.
-
-    Raises ShardError when they differ and OSError when the file cannot be read.
-    """
-    path, info = shard_files(shard)[-1], shard.raw_data
-    algorithm = HASH if HASH in info.hashes else next(filter(is_hash, sorted(info.hashes)), None)
-    if algorithm and get_hash(algorithm, path.read_bytes()) != info.hashes[algorithm]:
-        raise ShardError(f"{path} is damaged: its {algorithm} hash is not the one in index.json; copy or write it anew")
+SAMPLES_AHEAD = 512
+"""Samples whose shards each worker fetches ahead of the one that it reads."""
+WAIT_LIMIT_S = DOWNLOAD_LIMIT_S + 60
+"""Longest wait for a shard that another living process prepares."""
+LOCK_LIMIT_S = 30
+"""Longest wait for the lock of the cache, which is never held for long."""
+ABSENT, PRESENT = 0, -1
+"""In the shared array of holders: no file in the cache, and a file that counts in its usage; else a process's id."""
 
 
 class CheckedStream(Stream):
-    """A stream that compares each shard with its hash before first use, also one that was there from the start."""
+    """A folder of shards of which each is compared with its hash before first use, also one that was there before.
 
-    def prepare_shard(self, shard: Reader) -> int:
-        if self.remote is None and not any(path.is_file() for path in shard_files(shard)):
-            raise ShardError(f"{shard_files(shard)[0]} is missing, though index.json names it; copy or write it anew")
-        delta = super().prepare_shard(shard)
-        check_shard(shard)
-        return delta
+    To streaming it is a local folder, which fills up: it neither downloads nor deletes anything itself.
+    """
+
+    def __init__(self, folder: ShardFolder) -> None:
+        super().__init__(local=str(folder.local))
+        self.source = folder.remote
+
+    def apply_default(self, default: dict[str, Any]) -> None:
+        super().apply_default(default)
+        self.safe_keep_zip = False  # else streaming drops unpacked shards whose packed form is not beside them
+
+    def prepare(self, shard: Reader, stop: Callable[[], bool]) -> None:
+        """Have the shard's file in place and right; raises ShardError or StoreError."""
+        if self.source is not None:
+            fetch_shard(shard, self.source, stop)
+        elif not raw_path(shard).is_file():
+            raise ShardError(f"{raw_path(shard)} is missing, though index.json names it; copy or write it anew")
+        else:
+            check_shard(shard)
 
 
 class SampleReader(StreamingDataset):
-    """Rows of a shard folder in the order given to `assign`; streaming's threads prepare the shards ahead.
+    """Rows of one or several folders of shards in the order given to `assign`; a thread fetches the shards ahead.
 
-    All ranks construct it together. `for row in reader` raises ShardError instead of ending early.
+    Positions are global: those of a folder begin at its `sample_offset_per_folder`, `(folders + 1,)`. All ranks
+    construct it together. `for row in reader` raises ShardError instead of ending early. `cache_limit`, such as 200gb,
+    bounds the shards kept on this machine; those not used for longest go first, never files of a folder that is read
+    where it is.
 
-    Raises ValueError as `read_index` does, and when the launcher does not say how many ranks this machine runs.
+    Raises ValueError when a folder comes twice, when the limit is too small or there is nothing to limit, and when the
+    launcher does not say how many ranks this machine runs.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        index = read_index(folder)
-        stored = [shard["zip_data"] or shard["raw_data"] for shard in index["shards"]]
-        hashed = bool(stored) and all(HASH in info["hashes"] for info in stored)
-        _name_ranks_of_this_node()
-        if distributed.local_rank() == 0:
-            remove_stale_shared_memory()
-        distributed.barrier()  # the constructor below looks for a free name in shared memory
-        stream = CheckedStream(local=str(folder), validate_hash=HASH if hashed else None)
-        super().__init__(streams=[stream], batch_size=1)
+    def __init__(self, folders: Sequence[ShardFolder], cache_limit: str | None = None) -> None:
+        if len({folder.local for folder in folders}) < len(folders):
+            raise ValueError(f"a folder of shards comes twice: {', '.join(folder.path for folder in folders)}")
+        if cache_limit is not None and all(folder.remote is None for folder in folders):
+            raise ValueError(
+                f"data.cache_limit: {cache_limit} would delete shards of {folders[0].path}, which are not in a cache; "
+                "leave it out for folders that are read where they are"
+            )
+        limit = _bytes(cache_limit)
+        name_ranks_of_this_node()
+        distributed.together(lambda: remove_stale_shared_memory() if distributed.local_rank() == 0 else None)
+        # Ahead by many samples, a worker of a small cache would drop what others are about to read.
+        ahead = SAMPLES_AHEAD if cache_limit is None else None
+        super().__init__(streams=[CheckedStream(folder) for folder in folders], batch_size=1, predownload=ahead)
+        self.cache_limit = limit
+        self.sample_offset_per_folder = np.append(self.sample_offset_per_stream, self.num_samples)
+        sourced = np.array([folder.remote is not None for folder in folders])
+        self._in_cache = sourced[self.stream_per_shard]  # (shards,): files of other folders are never deleted
+        self._check_limit()
+        self._holders = SharedArray(self.num_shards, np.int64, _get_path(self._shm_prefix_int, HOLDERS))
         self._work = np.zeros(0, np.int64)
         self._failure: ShardError | None = None
         self._pid = os.getpid()
         if self._unique_rank_world.is_local_leader:
-            self._owner = _own_prefix(self._shm_prefix_int)
-            # Present is not yet checked: the first process that needs a shard prepares it, hash and all.
-            for shard in range(self.num_shards):
-                self._shard_states[shard] = _ShardState.REMOTE
+            self._owner = own_prefix(self._shm_prefix_int)
+            self._note_what_is_there()
         distributed.barrier()
+
+    def shards_of_folder(self, folder: int) -> range:
+        """Numbers of the shards of the folder at this place in `folders`."""
+        first = int(self.shard_offset_per_stream[folder])
+        return range(first, first + int(self.shards_per_stream[folder]))
 
     def assign(self, samples: NDArray[np.int64]) -> None:
         """Set the sample positions that the next `for row in reader` of this process yields."""
@@ -122,14 +126,35 @@ class SampleReader(StreamingDataset):
                 read += 1
                 yield row
         except RuntimeError as error:
-            if self._failure is None:
+            failure = self._failure or self._failure_elsewhere()
+            if failure is None:
                 raise
-            raise self._failure from error  # streaming's error only says that a background thread failed
+            raise failure from error  # streaming's error only says that a background thread failed
         finally:
             if hasattr(self, "_iterator"):
                 self._iterator.non_blocking_exit()  # ends the threads when the caller stops early
         if read < len(self._work):
-            raise self._failure or self._failed_elsewhere()
+            short = ShardError(f"only {read} of {len(self._work)} samples came, without an error")
+            raise self._failure or self._failure_elsewhere() or short
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
+        """The row at a global position, whose shard is fetched first when it is not there; raises ShardError."""
+        shard_id, _ = self.spanner[sample_id]
+        if self._shard_states[shard_id] != _ShardState.LOCAL:
+            self.prepare_shard(shard_id)
+        return super().get_item(sample_id, retry)
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Have a shard on this machine, checked; without `blocking` another process may still be preparing it.
+
+        A failure is kept for `__iter__`, and marked for all processes of this machine.
+        """
+        self._prepare(shard_id, blocking, self._has_failed if blocking else self._is_ending)
+
+    def on_exception(self, future: Any) -> None:
+        """End the other threads too; `__iter__` raises the error."""
+        if future.exception():
+            self._event.set()
 
     def _get_work(self, epoch: int, sample_in_epoch: int) -> NDArray[np.int64]:
         return self._work
@@ -138,37 +163,175 @@ class SampleReader(StreamingDataset):
         # The plan knows the position. Without streaming's barrier a dead worker cannot block the others.
         return 0, 0
 
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """As streaming's, but a failure is kept for `__iter__` and marked for all processes of this machine."""
-        try:
-            super().prepare_shard(shard_id, blocking)
-        except Exception as error:  # any reason: a thread must not lose it
-            if isinstance(error, ShardError):
-                failure = error
-            elif self._shard_states[shard_id] == FAILED:  # streaming's error is "Invalid shard state: 4"
-                failure = self._failed_elsewhere()
-            else:
-                failure = ShardError(f"{shard_files(self.shards[shard_id])[0]} cannot be read: {error}")
-            self._failure = self._failure or failure  # before the mark, which the other threads look at
-            self._shard_states[shard_id] = FAILED
-            raise failure from error
-
     def _prepare_thread(self, it: Any) -> None:
-        with _noted_exit(it):
-            super()._prepare_thread(it)
+        self._walk(it, "prepare_index", wait=False)
 
     def _ready_thread(self, it: Any) -> None:
-        # This thread waits for shards that other processes prepare, and would not notice their failure.
-        self._executor.submit(self._watch_for_failures, it)
-        with _noted_exit(it):
-            super()._ready_thread(it)
+        self._walk(it, "ready_index", wait=True)
 
-    def _watch_for_failures(self, it: Any) -> None:
-        states = self._shard_states.numpy()
-        while not it.should_exit() and not self._event.is_set():
-            if (states == FAILED).any():
-                self._event.set()
-            sleep(TICK)
+    def _walk(self, it: Any, index: str, wait: bool) -> None:
+        """Prepare the shards of the samples ahead, one after another; with `wait`, pass when a shard is there.
+
+        streaming's threads do so sample by sample, which takes a good part of the time of reading, and wait for ever
+        when another process fails or dies, or deletes the shard they wait for.
+        """
+        shard_of = np.searchsorted(self.sample_offset_per_shard, it.sample_ids, side="right") - 1
+        states, at = self._shard_states.numpy(), 0
+        try:
+            while at < it.total and not self._is_ending():
+                end = min(it.total, it.yield_index + 1 + self.predownload)
+                lacking = np.flatnonzero(states[shard_of[at:end]] != _ShardState.LOCAL)
+                at = at + int(lacking[0]) if len(lacking) else end
+                setattr(it, index, at)
+                if at < end:
+                    self._prepare(int(shard_of[at]), wait, self._is_ending)
+                    at += 1
+                else:
+                    self._raise_failure_elsewhere()
+                    sleep(TICK)
+            setattr(it, index, at)
+        finally:
+            it.on_exit()
+
+    def _prepare(self, shard_id: int, wait: bool, stop: Callable[[], bool]) -> None:
+        try:
+            give_up_at, look_at = monotonic() + WAIT_LIMIT_S, monotonic() + 1
+            while not self._prepare_here(shard_id, stop) and not stop():
+                if not wait and self._shard_states[shard_id] == _ShardState.PREPARING:
+                    return
+                self._raise_failure_elsewhere()
+                if monotonic() > look_at:
+                    self._check_holder(shard_id, give_up_at)
+                    look_at = monotonic() + 1
+                sleep(TICK)
+        except Exception as error:  # whatever it is: a thread must not lose it
+            if stop():  # nobody waits for the shard any more
+                return
+            failure = error if isinstance(error, ShardError) else ShardError(f"{self._name(shard_id)}: {error}")
+            self._failure = self._failure or failure  # before the mark, which the other threads look at
+            if not len(self._failed()):  # one mark stops all; others would only blur the message
+                self._shard_states[shard_id] = FAILED
+            raise failure from error
+
+    def _prepare_here(self, shard_id: int, stop: Callable[[], bool]) -> bool:
+        """Prepare the shard unless it is there; false when another process does so, or there is no room for it yet."""
+        if self._is_there(shard_id):
+            self._shard_access_times[shard_id] = time_ns()
+            return True
+        with self._cache_lock():
+            reserved = self._claim(shard_id)
+        if reserved is None:
+            return False
+        shard = self.shards[shard_id]
+        try:
+            self.streams[self.stream_per_shard[shard_id]].prepare(shard, stop)
+        except BaseException:
+            if stop():
+                self._settle(shard_id, _ShardState.REMOTE, reserved)
+            raise
+        self._settle(shard_id, _ShardState.LOCAL, reserved)
+        return True
+
+    def _settle(self, shard_id: int, state: int, reserved: int) -> None:
+        """Note what became of a shard that this process prepared, for which `reserved` bytes were set aside."""
+        shard = self.shards[shard_id]
+        with self._cache_lock():
+            present = raw_path(shard).is_file()
+            if self._in_cache[shard_id]:
+                self.cache_usage += shard.get_raw_size() * present - reserved
+            self._holders[shard_id] = PRESENT if present else ABSENT
+            self._shard_access_times[shard_id] = time_ns()
+            self._shard_states[shard_id] = state
+
+    def _claim(self, shard_id: int) -> int | None:
+        """Make this process the one that prepares the shard; the bytes set aside for it, None when it cannot be now."""
+        self._raise_failure_elsewhere()
+        if self._shard_states[shard_id] == _ShardState.PREPARING or self._is_there(shard_id):
+            return None
+        needed = 0
+        if self._in_cache[shard_id]:
+            shard = self.shards[shard_id]
+            counted = shard.get_raw_size() * (self._holders[shard_id] == PRESENT)
+            needed = shard.get_max_size()  # packed and unpacked, for a moment
+            if not self._make_room(shard_id, needed - counted):
+                return None
+            self.cache_usage += needed - counted
+        self._holders[shard_id] = os.getpid()
+        self._shard_states[shard_id] = _ShardState.PREPARING
+        return needed
+
+    def _make_room(self, shard_id: int, needed: int) -> bool:
+        """Delete shards not used for longest until `needed` bytes are free; false when all are being prepared."""
+        while self.cache_limit and self.cache_usage + needed > self.cache_limit:
+            idle = np.flatnonzero(self._in_cache & (self._holders.numpy() == PRESENT))
+            idle = idle[idle != shard_id]
+            if not len(idle):
+                return False
+            coldest = int(idle[np.argmin(self._shard_access_times.numpy()[idle])])
+            self._shard_states[coldest] = _ShardState.REMOTE
+            self._holders[coldest] = ABSENT
+            raw_path(self.shards[coldest]).unlink(missing_ok=True)
+            self.cache_usage -= self.shards[coldest].get_raw_size()
+        return True
+
+    def _is_there(self, shard_id: int) -> bool:
+        return self._shard_states[shard_id] == _ShardState.LOCAL and raw_path(self.shards[shard_id]).is_file()
+
+    def _cache_lock(self) -> Any:
+        # A new one each time: a lock that two threads of a process share would let both in.
+        return FileLock(self._cache_filelock_path, timeout=LOCK_LIMIT_S).acquire(poll_interval=TICK)
+
+    def _check_holder(self, shard_id: int, give_up_at: float) -> None:
+        """Raise ShardError when the shard that this process waits for will not come."""
+        if monotonic() > give_up_at:
+            raise ShardError(f"{self._name(shard_id)} was not ready after {WAIT_LIMIT_S} s")
+        with self._cache_lock():
+            holder = int(self._holders[shard_id])
+            if self._shard_states[shard_id] == _ShardState.PREPARING and not _is_alive(holder):
+                raise ShardError(f"{self._name(shard_id)} was being prepared by process {holder}, which has died")
+
+    def _failed(self) -> NDArray[np.int64]:
+        return np.flatnonzero(self._shard_states.numpy() == FAILED)
+
+    def _failure_elsewhere(self) -> ShardError | None:
+        names = ", ".join(self._name(shard) for shard in self._failed())
+        said = f"{names} could not be read by another process of this machine; its error says why"
+        return ShardError(said) if names else None
+
+    def _raise_failure_elsewhere(self) -> None:
+        failure = self._failure_elsewhere()
+        if failure is not None:
+            raise failure
+
+    def _has_failed(self) -> bool:
+        return hasattr(self, "_event") and self._event.is_set()
+
+    def _is_ending(self) -> bool:
+        return self._event.is_set() or self._iterator.should_exit()
+
+    def _name(self, shard_id: int) -> str:
+        """A shard's file where it is stored."""
+        shard, source = self.shards[shard_id], self.streams[self.stream_per_shard[shard_id]].source
+        stored = shard.zip_data or shard.raw_data
+        return f"{source}/{stored.basename}" if source is not None else str(raw_path(shard))
+
+    def _check_limit(self) -> None:
+        largest = max((self.shards[shard].get_max_size() for shard in np.flatnonzero(self._in_cache)), default=0)
+        if self.cache_limit is not None and self.cache_limit < 4 * largest:
+            raise ValueError(
+                f"data.cache_limit: {self.cache_limit} bytes hold less than four of the largest shards, of {largest} "
+                f"bytes each (packed and unpacked); raise it to at least {4 * largest}b, better to what an epoch's "
+                f"shuffle block of {SHUFFLE_BLOCK} samples takes"
+            )
+
+    def _note_what_is_there(self) -> None:
+        """Nothing is trusted at the start: the first process that needs a shard prepares it, hash and all."""
+        self.cache_usage = 0
+        for shard_id, shard in enumerate(self.shards):
+            self._shard_states[shard_id] = _ShardState.REMOTE
+            present = bool(self._in_cache[shard_id]) and raw_path(shard).is_file()
+            self._holders[shard_id] = PRESENT if present else ABSENT
+            self.cache_usage += shard.get_raw_size() * present
 
     def _drop_what_a_fork_broke(self) -> None:
         if self._pid != os.getpid():
@@ -178,72 +341,16 @@ class SampleReader(StreamingDataset):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in OF_ONE_PROCESS}
 
-    def _failed_elsewhere(self) -> ShardError:
-        failed = np.flatnonzero(self._shard_states.numpy() == FAILED)
-        names = ", ".join(str(shard_files(self.shards[shard])[0]) for shard in failed)
-        return ShardError(
-            f"{names or 'a shard'} could not be read by another process of this machine; its error says why"
-        )
 
-
-@contextlib.contextmanager
-def _noted_exit(it: Any) -> Iterator[None]:
-    """Count a thread that ends in an error as ended; streaming does not, and waits for it for ever."""
+def _bytes(limit: str | None) -> int | None:
     try:
-        yield
-    except BaseException:
-        it.on_exit()
-        raise
+        return None if limit is None else bytes_to_int(limit)
+    except ValueError:
+        raise ValueError(f"data.cache_limit: {limit!r} is no size; expected one such as 200gb or 500mb") from None
 
 
-def _name_ranks_of_this_node() -> None:
-    """streaming reads LOCAL_WORLD_SIZE, which torchrun sets; the deepspeed launcher calls it LOCAL_SIZE."""
-    if "LOCAL_WORLD_SIZE" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return
-    if "LOCAL_SIZE" not in os.environ:
-        raise ValueError(
-            "LOCAL_WORLD_SIZE (ranks on this machine) is not set though WORLD_SIZE is; start with the deepspeed "
-            "launcher or torchrun, or export it"
-        )
-    os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_SIZE"]
-
-
-def _owner_path(prefix: int) -> Path:
-    return Path(tempfile.gettempdir()) / _get_path(prefix, OWNER)
-
-
-def _own_prefix(prefix: int) -> int:
-    """Hold a lock that says "alive" for this prefix of shared memory; the system frees it even after SIGKILL.
-
-    The file takes its name when it is locked already: another job's clean-up never finds it free.
-    """
-    descriptor, unnamed = tempfile.mkstemp(prefix="pargo_ds_")
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    os.rename(unnamed, _owner_path(prefix))
-    return descriptor
-
-
-def remove_stale_shared_memory() -> None:
-    """Remove shared memory and lock files that killed readers of ours left behind; those of live ones stay.
-
-    streaming's own clean-up takes everything, running jobs included, and stops at the first gap.
-    """
-    for path in Path(tempfile.gettempdir()).glob(f"*_{OWNER}"):
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except (PermissionError, FileNotFoundError):  # another user's, or cleaned by another job just now
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # its owner lives
-            continue
-        else:
-            prefix = int(path.name.partition("_")[0])
-            path.unlink(missing_ok=True)
-            # streaming takes a prefix when all its names are free: what it looks for first goes last.
-            for name in reversed(SHM_TO_CLEAN):
-                (Path("/dev/shm") / _get_path(prefix, name)).unlink(missing_ok=True)
-            for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
-                (path.parent / _get_path(prefix, name)).unlink(missing_ok=True)
-        finally:
-            os.close(descriptor)
+def _is_alive(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -268,7 +269,8 @@ def flop_model(model: ParGoForConditionalGeneration) -> FlopModel:
 
 def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[Batch]]:
     """The training loader and this rank's held-out packs."""
-    from pargo_ds.data.loader import PackLoader, held_out_batches
+    from pargo_ds.data.held_out import held_out_batches
+    from pargo_ds.data.loader import PackLoader
 
     options = {
         "data": run.data,
@@ -277,7 +279,18 @@ def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[
         "rank": distributed.rank(),
         "world_size": distributed.world_size(),
         "cache_dir": run.run_dir / "cache",
+        "run_name": run.name,
     }
-    loader = PackLoader(run.data.train, seed=run.seed, workers=run.data.workers, **options)
+    loader = PackLoader(seed=run.seed, nodes=num_nodes(), workers=run.data.workers, **options)
     held_out = held_out_batches(run.data.held_out, packs=run.held_out.packs, **options) if run.data.held_out else []
     return loader, held_out
+
+
+def num_nodes() -> int:
+    """Machines of this run, as the launcher numbers their ranks; 1 when they do not have as many ranks each.
+
+    Rank 0 decides for all: ranks that divide the stream differently would lose and repeat data.
+    """
+    ranks = distributed.world_size()
+    on_this_node = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
+    return distributed.broadcast_object(ranks // on_this_node if ranks % on_this_node == 0 else 1)

@@ -99,6 +99,15 @@ def memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def imbalance(largest: list[float], added: list[float], ranks: int) -> float:
+    """Maximum over mean across ranks, micro-batch by micro-batch: how much longer ranks wait than if all had as many.
+
+    `largest` and `added` are (micro-batches,) maxima and sums over the ranks. Ranks compute in step, so a rank with
+    much in one micro-batch and little in the next holds up the others all the same. 1.0 when there is nothing.
+    """
+    return sum(largest) * ranks / sum(added) if any(added) else 1.0
+
+
 @dataclass
 class StepMeter:
     """Adds up one optimizer step on this rank; `reduce` gives the step's figures over all ranks."""
@@ -107,6 +116,8 @@ class StepMeter:
     flops: FlopModel
     device: torch.device
     sums: dict[str, float] = field(default_factory=dict)
+    packs: list[tuple[int, int]] = field(default_factory=list)
+    """Pictures and tokens of each micro-batch of the step."""
     _started: float = field(default_factory=time.perf_counter)
 
     def start(self, data_wait_s: float) -> None:
@@ -123,9 +134,11 @@ class StepMeter:
             "hardware_flops",
         )
         self.sums = dict.fromkeys(names, 0.0) | {"data_wait_s": data_wait_s}
+        self.packs = []
 
     def add(self, batch: Batch) -> None:
         """Count one micro-batch."""
+        self.packs.append((batch.num_images, batch.num_tokens))
         model_flops, hardware_flops = self.flops.of_batch(batch, self.run)
         for name, value in (
             ("tokens", batch.num_tokens),
@@ -143,17 +156,22 @@ class StepMeter:
         cross-entropy over its targets."""
         self.sums["loss_sum"] = loss_sum
         ranks = distributed.world_size()
-        summed = dict(zip(self.sums, distributed.all_reduce(list(self.sums.values()), self.device), strict=True))
-        step_s, data_wait_s, memory, most_images = distributed.all_reduce(
+        images, tokens = ([float(pack[kind]) for pack in self.packs] for kind in (0, 1))
+        added = distributed.all_reduce([*images, *tokens, *self.sums.values()], self.device)
+        largest = distributed.all_reduce(
             [
+                *images,
+                *tokens,
                 time.perf_counter() - self._started,
                 self.sums["data_wait_s"],
                 memory_gib(self.device),
-                self.sums["images"],
             ],
             self.device,
             "max",
         )
+        packs = len(self.packs)
+        summed = dict(zip(self.sums, added[2 * packs :], strict=True))
+        step_s, data_wait_s, memory = largest[2 * packs :]
         capacity = self.run.batch.tokens_per_pack * max(1.0, summed["packs"])
         per_device = step_s * ranks * 1e12
         peak = peak_tflops(self.run, self.device)
@@ -166,7 +184,8 @@ class StepMeter:
             "samples": summed["samples"],
             "packs": summed["packs"],
             "fill": summed["tokens"] / capacity,
-            "image_imbalance": most_images * ranks / summed["images"] if summed["images"] else 1.0,
+            "image_imbalance": imbalance(largest[:packs], added[:packs], ranks),
+            "token_imbalance": imbalance(largest[packs : 2 * packs], added[packs : 2 * packs], ranks),
             "step_s": step_s,
             "data_wait_s": data_wait_s,
             "tokens_per_s": summed["tokens"] / step_s,

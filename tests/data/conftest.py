@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from loading import reading
+from object_store import ObjectStore
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pargo_ds.config import BatchSection, DataSection
+from pargo_ds.data import s3
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.shards import write_shards
 from pargo_ds.model.processing_pargo import ParGoProcessor
@@ -79,3 +85,52 @@ def turns_data() -> DataSection:
 @pytest.fixture
 def small_packs() -> BatchSection:
     return BatchSection(tokens_per_pack=300, pictures_per_pack=6, packs_per_step=4)
+
+
+@pytest.fixture
+def options(
+    shard_folder: Path, turns_data: DataSection, small_packs: BatchSection, processor: Any, tmp_path: Path
+) -> dict[str, Any]:
+    """Arguments of a PackLoader that is alone and reads the shard folder."""
+    return {
+        "data": reading(turns_data, shard_folder),
+        "batch": small_packs,
+        "processor": processor,
+        "seed": 5,
+        "cache_dir": tmp_path / "cache",
+        "rank": 0,
+        "world_size": 1,
+    }
+
+
+@pytest.fixture(scope="session")
+def _store_process() -> Iterator[ObjectStore]:
+    store = ObjectStore()
+    yield store
+    store.kill()
+
+
+_buckets = itertools.count()
+
+
+@pytest.fixture
+def object_store(_store_process: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    """A running S3 server with an empty bucket; the environment leads to it. Tests may kill and hang it."""
+    pytest.importorskip("moto")
+    for name, value in _store_process.environment.items():
+        monkeypatch.setenv(name, value)
+    _store_process.start()
+    _store_process.new_bucket(f"bucket-{next(_buckets)}")
+    yield _store_process
+    if _store_process.process.poll() is None:
+        _store_process.go_on()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store that is down is given up after about two seconds."""
+    monkeypatch.setattr(s3, "PATIENCE_S", 1)
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1)
+    s3._make_client.cache_clear()
+    yield
+    s3._make_client.cache_clear()

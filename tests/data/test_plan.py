@@ -2,79 +2,161 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pargo_ds.data import plan as plan_module
-from pargo_ds.data.plan import Budget, Plan, best_fit_decreasing, make_plan
+from pargo_ds.data.order import epoch_order
+from pargo_ds.data.plan import PLAN_VERSION, Budget, Items, Lookup, Plan, best_fit_decreasing, count_steps, make_plan
+from pargo_ds.evaluation.plan_benchmark import VISUAL_TOKENS, realistic_mix
+
+
+def looked_up(tokens: np.ndarray, pictures: np.ndarray) -> Lookup:
+    return lambda items: (tokens[items].astype(np.int64), pictures[items].astype(np.int64))
+
+
+def all_packs(plan: Plan) -> list[list[Items]]:
+    """The packs of each step, as one rank gets them."""
+    return [step.packs_of(0, 1) for step, _ in plan.steps()]
+
+
+def as_sets(packs: list[Items]) -> list[list[int]]:
+    return sorted(sorted(pack.tolist()) for pack in packs)
 
 
 @st.composite
-def planned(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Budget, Plan]:
-    """Random lengths, budgets and small windows, and the plan made of them."""
+def planned(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, Plan]:
+    """Random lengths, budgets, canonical nodes and small windows, and the plan made of them."""
+    nodes = draw(st.integers(1, 4))
     budget = Budget(
         tokens_per_pack=draw(st.integers(2, 60)),
         pictures_per_pack=draw(st.integers(1, 6)),
-        packs_per_step=draw(st.integers(1, 8)),
+        packs_per_step=draw(st.integers(1, 6)) * nodes,
     )
     items = draw(st.integers(1, 200))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     tokens = rng.integers(1, budget.tokens_per_pack + 1, items)
     pictures = rng.integers(0, budget.pictures_per_pack + 1, items) * rng.integers(0, 2, items)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan_module, "WINDOW_PACKS", draw(st.sampled_from([4, 512])))
-        plan = make_plan(rng.permutation(items), tokens, pictures, budget, seed=3, epoch=1)
-    return tokens, pictures, budget, plan
+        patch.setattr(plan_module, "WINDOW_PACKS", draw(st.sampled_from([1, 4, 512])))
+        patch.setattr(plan_module, "CHUNK_ITEMS", draw(st.sampled_from([7, 1000])))
+        patch.setattr(plan_module, "WINDOW_STEPS", draw(st.sampled_from([1, 8])))
+        orders = np.array_split(rng.permutation(items).astype(np.uint32), np.sort(rng.integers(0, items, nodes - 1)))
+        plan = make_plan(orders, looked_up(tokens, pictures), budget, seed=3, epoch=1)
+    return tokens, pictures, plan
 
 
 @settings(max_examples=150, deadline=None)
 @given(planned())
 def test_each_item_is_in_exactly_one_pack_and_budgets_are_kept(case: tuple) -> None:
-    tokens, pictures, budget, plan = case
-    assert sorted(plan.items) == list(range(len(tokens)))
-    for index in range(plan.num_packs):
-        pack = plan.pack(index)
-        assert len(pack)
-        assert tokens[pack].sum() <= budget.tokens_per_pack
-        assert pictures[pack].sum() <= budget.pictures_per_pack
+    tokens, pictures, plan = case
+    packs = list(itertools.chain.from_iterable(all_packs(plan)))
+    assert sorted(np.concatenate(packs)) == list(range(len(tokens)))
+    for pack in packs:
+        assert tokens[pack].sum() <= plan.budget.tokens_per_pack
+        assert pictures[pack].sum() <= plan.budget.pictures_per_pack
 
 
 @settings(max_examples=100, deadline=None)
 @given(planned())
-def test_last_step_is_completed_with_empty_packs_only(case: tuple) -> None:
-    *_, budget, plan = case
-    assert 0 <= plan.num_steps * budget.packs_per_step - plan.num_packs < budget.packs_per_step
-    for index in range(plan.num_packs, plan.num_steps * budget.packs_per_step):
-        assert len(plan.pack(index)) == 0
+def test_only_what_does_not_divide_is_completed_with_empty_packs(case: tuple) -> None:
+    """Less than a pack for each further node in a window, and less than a step at the end of the epoch."""
+    *_, plan = case
+    steps, nodes = all_packs(plan), len(plan.orders)
+    assert all(len(step) == plan.budget.packs_per_step for step in steps)
+    empty = sum(not len(pack) for step in steps for pack in step)
+    assert empty <= plan.num_windows * (nodes - 1) + plan.budget.packs_per_step - nodes
+    assert any(len(pack) for pack in steps[-1])
+    assert count_steps(plan) == len(steps)
 
 
 @settings(max_examples=100, deadline=None)
-@given(planned(), st.integers(1, 8), st.integers(0, 3))
-def test_ranks_divide_the_same_steps_whatever_their_number(case: tuple, world_size: int, first_step: int) -> None:
-    *_, budget, plan = case
-    if budget.packs_per_step % world_size:
-        with pytest.raises(ValueError, match=f"does not divide over {world_size} ranks"):
-            plan.rank_packs(0, world_size)
-        return
-    first_step = min(first_step, plan.num_steps)
-    ranks = [plan.rank_packs(rank, world_size, first_step) for rank in range(world_size)]
-    packs = range(first_step * budget.packs_per_step, plan.num_steps * budget.packs_per_step)
-    assert np.stack(ranks, axis=1).reshape(-1).tolist() == list(packs)
+@given(planned())
+def test_every_position_goes_on_as_the_uninterrupted_plan(case: tuple) -> None:
+    *_, plan = case
+    steps = list(plan.steps())
+    assert [position.step for _, position in steps] == list(range(1, len(steps) + 1))
+    assert [position.window == plan.num_windows for _, position in steps] == [False] * (len(steps) - 1) + [True]
+    for done, (_, position) in enumerate(steps, start=1):
+        rest = list(plan.steps(position))
+        assert [after for _, after in rest] == [after for _, after in steps[done:]]
+        for (step, _), (expected, _) in zip(rest, steps[done:], strict=True):
+            for pack, same in zip(step.packs_of(0, 1), expected.packs_of(0, 1), strict=True):
+                assert pack.tolist() == same.tolist()
+
+
+@settings(max_examples=100, deadline=None)
+@given(planned(), st.data())
+def test_ranks_divide_the_same_steps_whatever_their_number(case: tuple, data: st.DataObject) -> None:
+    *_, plan = case
+    packs = plan.budget.packs_per_step
+    ranks = data.draw(st.sampled_from([n for n in range(1, packs + 1) if packs % n == 0]))
+    nodes = data.draw(st.sampled_from([n for n in range(1, ranks + 1) if ranks % n == 0]))
+    for step, _ in itertools.islice(plan.steps(), 3):
+        divided = [step.packs_of(rank, ranks, nodes) for rank in range(ranks)]
+        assert {len(own) for own in divided} == {packs // ranks}
+        assert as_sets(list(itertools.chain.from_iterable(divided))) == as_sets(step.packs_of(0, 1))
+
+
+@pytest.mark.parametrize("canonical_nodes, nodes, ranks", [(4, 2, 4), (4, 4, 8), (2, 2, 2), (2, 4, 8)])
+def test_a_node_reads_only_its_canonical_nodes(canonical_nodes: int, nodes: int, ranks: int) -> None:
+    """But for packs that level the nodes: here all nodes have the same items, so there are none."""
+    budget = Budget(tokens_per_pack=100, pictures_per_pack=8, packs_per_step=16)
+    tokens, pictures = np.tile(np.arange(500) % 50 + 1, canonical_nodes), np.tile(np.arange(500) % 3, canonical_nodes)
+    orders = np.split(np.arange(500 * canonical_nodes, dtype=np.uint32), canonical_nodes)
+    plan = make_plan(orders, looked_up(tokens, pictures), budget, seed=0, epoch=0)
+    for step, _ in plan.steps():
+        for rank in range(ranks):
+            read = np.concatenate(step.packs_of(rank, ranks, nodes)) // 500
+            node = rank // (ranks // nodes)
+            assert set(read * nodes // canonical_nodes if nodes <= canonical_nodes else read) <= {
+                node if nodes <= canonical_nodes else node // (nodes // canonical_nodes)
+            }
+
+
+def test_ranks_compute_like_packs_at_the_same_time() -> None:
+    tokens, pictures = mix_of(20_000)
+    budget = Budget(tokens_per_pack=4096, pictures_per_pack=24, packs_per_step=32)
+    plan = make_plan([np.arange(len(tokens), dtype=np.uint32)], looked_up(tokens, pictures), budget, seed=0, epoch=0)
+    shown = [
+        [[pictures[pack].sum() for pack in step.packs_of(rank, 8, nodes)] for rank in range(8)]
+        for step, _ in plan.steps()
+        for nodes in (1, 2)
+    ]
+    micro_steps = np.swapaxes(np.array(shown), 1, 2)  # (steps, micro-steps, ranks)
+    assert micro_steps.max(axis=2).sum() / micro_steps.mean(axis=2).sum() <= 1.1
 
 
 def test_plan_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
-    tokens, pictures, order = np.arange(1, 400) % 50 + 1, np.arange(1, 400) % 3, np.arange(399)
+    tokens, pictures, order = np.arange(1, 400) % 50 + 1, np.arange(1, 400) % 3, np.arange(399, dtype=np.uint32)
     budget = Budget(tokens_per_pack=100, pictures_per_pack=8, packs_per_step=4)
 
-    def items(seed: int, epoch: int) -> list[int]:
+    def items(seed: int, epoch: int) -> list[list[list[int]]]:
         np.random.seed(seed * 7 + epoch)  # the global state must not matter
-        return make_plan(order, tokens, pictures, budget, seed=seed, epoch=epoch).items.tolist()
+        plan = make_plan([order], looked_up(tokens, pictures), budget, seed=seed, epoch=epoch)
+        return [[pack.tolist() for pack in step] for step in all_packs(plan)]
 
     assert items(1, 2) == items(1, 2)
     assert items(1, 2) != items(1, 3)
     assert items(1, 2) != items(2, 2)
+
+
+def test_the_stream_of_this_version_is_the_written_one() -> None:
+    """Whoever changes the stream raises PLAN_VERSION, so that no run goes on in another one."""
+    tokens, pictures = np.arange(1, 2000) % 50 + 1, np.arange(1, 2000) % 3
+    budget = Budget(tokens_per_pack=100, pictures_per_pack=8, packs_per_step=4)
+    orders = epoch_order([np.full(20, 100)[:19]], [Fraction(1)], seed=7, epoch=2, canonical_nodes=2)
+    plan = make_plan(orders, looked_up(tokens, pictures), budget, seed=7, epoch=2)
+    packs = [[pack.tolist() for pack in step] for step in all_packs(plan)]
+    digest = hashlib.sha256(json.dumps(packs).encode()).hexdigest()[:16]
+    assert (PLAN_VERSION, digest) == (2, "50a9145055f37655")
 
 
 def test_best_fit_decreasing_of_a_hand_made_case() -> None:
@@ -86,40 +168,43 @@ def test_best_fit_decreasing_of_a_hand_made_case() -> None:
 
 def test_an_item_beyond_the_budget_is_refused() -> None:
     budget = Budget(tokens_per_pack=10, pictures_per_pack=1, packs_per_step=1)
+    order = np.arange(2, dtype=np.uint32)
     with pytest.raises(ValueError, match="item 1 has 11 tokens and 0 pictures"):
-        make_plan(np.arange(2), np.array([3, 11]), np.zeros(2, int), budget, seed=0, epoch=0)
+        make_plan([order], looked_up(np.array([3, 11]), np.zeros(2, int)), budget, seed=0, epoch=0)
+
+
+def test_steps_divide_over_the_canonical_nodes() -> None:
+    budget = Budget(tokens_per_pack=10, pictures_per_pack=1, packs_per_step=4)
+    with pytest.raises(ValueError, match="packs_per_step = 4 does not divide over 3 canonical nodes"):
+        make_plan([np.arange(0)] * 3, looked_up(np.zeros(0), np.zeros(0)), budget, seed=0, epoch=0)
 
 
 def test_no_items_give_no_steps() -> None:
     budget = Budget(tokens_per_pack=10, pictures_per_pack=1, packs_per_step=2)
-    none = np.zeros(0, np.int64)
-    assert make_plan(none, none, none, budget, seed=0, epoch=0).num_steps == 0
+    none = np.zeros(0, np.uint32)
+    plan = make_plan([none, none], looked_up(none, none), budget, seed=0, epoch=0)
+    assert all_packs(plan) == []
+    assert count_steps(plan) == 0
 
 
-def realistic_mix(items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Lengths like an instruction mix: 304 tokens per picture; short answers, long captions, text only, comics."""
-    rng = np.random.default_rng(0)
-    kind = rng.choice(4, items, p=[0.6, 0.22, 0.12, 0.06])
-    pictures = np.choose(kind, [1, 1, 0, rng.integers(2, 7, items)])
-    mean = np.choose(kind, [60, 260, 420, 180])
-    text = np.clip(rng.lognormal(np.log(mean), 0.7), 8, 1500).astype(np.int64)
-    return 304 * pictures + text, pictures
+def mix_of(items: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and pictures of the benchmark's realistic mix."""
+    text_tokens, pictures = realistic_mix(items)
+    return text_tokens + VISUAL_TOKENS * pictures.astype(np.int64), pictures
 
 
-def test_realistic_mix_is_filled_and_balanced() -> None:
-    """Measured with 200,000 items: fill 0.992, the slowest of 8 ranks has 1.01 times the mean picture count."""
-    tokens, pictures = realistic_mix(30_000)
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_realistic_mix_is_filled(nodes: int) -> None:
+    tokens, pictures = mix_of(60_000)
     budget = Budget(tokens_per_pack=4096, pictures_per_pack=24, packs_per_step=32)
-    order = np.random.default_rng(1).permutation(len(tokens))
-    plan = make_plan(order, tokens, pictures, budget, seed=0, epoch=0)
-    assert tokens.sum() / (plan.num_packs * budget.tokens_per_pack) >= 0.97
-    shown = np.array([pictures[plan.pack(index)].sum() for index in range(plan.num_packs)])
-    micro_steps = shown[: len(shown) // 8 * 8].reshape(-1, 8)
-    assert micro_steps.max(axis=1).sum() / micro_steps.mean(axis=1).sum() <= 1.2
+    order = np.random.default_rng(1).permutation(len(tokens)).astype(np.uint32)
+    plan = make_plan(np.split(order, nodes), looked_up(tokens, pictures), budget, seed=0, epoch=0)
+    assert tokens.sum() / (count_steps(plan) * 32 * budget.tokens_per_pack) >= 0.98
 
 
 def test_a_mix_limited_by_pictures_is_packed_to_the_picture_budget() -> None:
-    tokens, pictures = realistic_mix(5_000)
+    tokens, pictures = mix_of(5_000)
     budget = Budget(tokens_per_pack=8192, pictures_per_pack=8, packs_per_step=8)
-    plan = make_plan(np.arange(len(tokens)), tokens, pictures, budget, seed=0, epoch=0)
-    assert pictures.sum() / (plan.num_packs * budget.pictures_per_pack) >= 0.9
+    order = np.arange(len(tokens), dtype=np.uint32)
+    plan = make_plan([order], looked_up(tokens, pictures), budget, seed=0, epoch=0)
+    assert pictures.sum() / (count_steps(plan) * 8 * budget.pictures_per_pack) >= 0.9

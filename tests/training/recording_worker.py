@@ -21,10 +21,10 @@ plain_step = Trainer.optimizer_step
 steps_seen = []
 
 
-def recording_step(trainer: Trainer, batches: list) -> float:
+def recording_step(trainer: Trainer, batches: list, all_targets: float) -> float:
     steps_seen.append(1)
     if len(steps_seen) != 2:
-        return plain_step(trainer, batches)
+        return plain_step(trainer, batches, all_targets)
     engine, update, done = trainer.engine, trainer.engine.step, []
 
     def record_then_update() -> None:
@@ -37,7 +37,7 @@ def recording_step(trainer: Trainer, batches: list) -> float:
 
     engine.step = record_then_update
     try:
-        return plain_step(trainer, batches)
+        return plain_step(trainer, batches, all_targets)
     finally:
         engine.step = update
 
@@ -51,7 +51,7 @@ class HandMade:
         self.run, self.processor = run, processor
 
     def steps(self):
-        samples = list(read_samples(self.run.data.train))
+        samples = list(read_samples(self.run.data.train[0].path))
         with_pictures = [self.encode(s) for s in samples if s.images][:3]
         text = [self.encode(s) for s in samples if not s.images][:2]
         packs = [pack(with_pictures, self.processor.image_size), pack(text, self.processor.image_size)]

@@ -1,6 +1,7 @@
 """FLOP counts against torch's own counter; padding and frozen parts are not counted."""
 
 import pytest
+import torch
 from tiny import tiny_samples
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -9,6 +10,7 @@ from pargo_ds.config import parse_config
 from pargo_ds.data.conversation import encode
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
+from pargo_ds.training.meters import StepMeter, imbalance
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,24 @@ def test_frozen_llm_has_no_weight_gradient(parts, tiny_run):
     saved = flops.of_batch(batch, run)[0] - flops.of_batch(batch, frozen)[0]
     linear = flops.llm_per_token * batch.num_tokens + flops.llm_head_per_target * batch.num_targets
     assert saved == pytest.approx(linear)
+
+
+def test_imbalance_is_what_ranks_wait_for_in_each_micro_batch():
+    """Two ranks, two micro-batches: pictures (6, 2) and (2, 6) have equal sums and still cost as much as (6, 6)."""
+    assert imbalance([6.0, 6.0], [8.0, 8.0], ranks=2) == 1.5
+    assert imbalance([4.0, 4.0], [8.0, 8.0], ranks=2) == 1.0
+    assert imbalance([0.0], [0.0], ranks=2) == 1.0
+
+
+def test_figures_of_a_step(parts):
+    run, _, batch, flops = parts
+    meter = StepMeter(run, flops, torch.device("cpu"))
+    meter.start(data_wait_s=0.25)
+    meter.add(batch)
+    meter.add(pack([], 64))
+    figures = meter.reduce(loss_sum=3.0)
+    assert figures["fill"] == batch.num_tokens / run.batch.tokens_per_pack
+    assert figures["images"] == batch.num_images
+    assert figures["image_imbalance"] == figures["token_imbalance"] == 1.0
+    assert figures["data_wait_s"] == 0.25
+    assert figures["step_s"] >= 0.25

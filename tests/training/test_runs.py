@@ -113,7 +113,7 @@ def assert_held_out_loss(folder, run_dir, adapter=None):
     """The exported model has the held-out loss that the trained one reported."""
     import yaml
 
-    from pargo_ds.data.loader import held_out_batches
+    from pargo_ds.data.held_out import held_out_batches
     from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
 
     run = parse_config(yaml.safe_load((run_dir / "config.yaml").read_text()))

@@ -1,0 +1,146 @@
+"""Counting the text tokens and picture sizes of every conversation in a folder of shards, over several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pargo_ds.config import DataSection
+from pargo_ds.data.conversation import encode_text, sample_error, views
+from pargo_ds.data.images import picture_header
+from pargo_ds.data.one_shard import opened_shard, shard_starts
+from pargo_ds.data.schema import Sample
+from pargo_ds.data.shards import read_index
+from pargo_ds.data.stores import ShardFolder
+
+ALONE_BELOW = 1000
+"""Samples that one process measures sooner than several start."""
+MOST_PROCESSES = 8
+
+
+class Columns(NamedTuple):
+    """What is stored of a folder: one entry per conversation, but picture sizes, which are one row per picture."""
+
+    samples: NDArray[np.uint32]
+    """Position of the sample in the folder."""
+    views: NDArray[np.uint8]
+    """Which of the sample's conversations (an index into `conversation.views`)."""
+    text_tokens: NDArray[np.uint32]
+    """Tokens without those of pictures."""
+    pictures: NDArray[np.uint16]
+    picture_sizes: NDArray[np.uint32]
+    """(pictures of all samples in stored order, 2) width and height as stored."""
+
+
+DTYPES = Columns(np.uint32, np.uint8, np.uint32, np.uint16, np.uint32)
+
+
+def default_processes() -> int:
+    """Processes for measuring on this machine, where the other ranks wait meanwhile."""
+    return min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
+
+
+def measure(folder: ShardFolder, data: DataSection, processor: Any, processes: int | None = None) -> Columns:
+    """Encode the text of every conversation and count (progress bar on a terminal); pictures are not decoded.
+
+    Each shard is compared with its hash and measured by itself, so a folder in an object store needs the disk of a few
+    shards only.
+
+    Raises:
+        SampleError: the first malformed sample in stored order.
+        ShardError, StoreError: a shard that cannot be read.
+        RuntimeError: one of the processes was killed.
+    """
+    starts = shard_starts(folder)
+    if starts[-1] < ALONE_BELOW:
+        processes = 1
+    task = _Task(folder, data, processor, starts)
+    parts: list[Columns] = []
+    with (
+        _mapped(task, len(starts) - 1, processes or default_processes()) as measured,
+        tqdm(total=int(starts[-1]), desc=f"measuring {folder.path}", unit="sample", disable=None) as bar,
+    ):
+        for number, part in enumerate(measured):
+            parts.append(part)
+            bar.update(int(starts[number + 1] - starts[number]))
+    return Columns(*(np.concatenate(column) for column in zip(_columns([], []), *parts, strict=True)))
+
+
+class _Task:
+    """Measures shards by their number in the index."""
+
+    def __init__(self, folder: ShardFolder, data: DataSection, processor: Any, starts: NDArray[np.int64]) -> None:
+        self.folder, self.data, self.processor, self.starts = folder, data, processor, starts
+        self.infos = read_index(folder.local)["shards"]
+
+    def __call__(self, number: int) -> Columns:
+        rows: list[tuple[int, int, int, int]] = []
+        sizes: list[tuple[int, int]] = []
+        with opened_shard(self.folder, self.infos[number]) as shard:
+            for place in range(len(shard)):
+                sample = Sample.from_mds(shard[place], where=self.folder.path)
+                for view, text_tokens in enumerate(self._text_tokens(sample)):
+                    rows.append((int(self.starts[number]) + place, view, text_tokens, len(sample.images)))
+                sizes += [_size(sample, picture, self.folder.path) for picture in range(len(sample.images))]
+        return _columns(rows, sizes)
+
+    def _text_tokens(self, sample: Sample) -> Iterator[int]:
+        for turns in views(sample, self.data, self.folder.path):
+            ids, _ = encode_text(sample, turns, self.processor, self.folder.path)
+            yield len(ids) - len(sample.images) * self.processor.visual_tokens
+
+
+_task: _Task | None = None
+"""The work of a process in the pool; it comes with the fork, not through a pickle."""
+
+
+def _start(task: _Task) -> None:
+    global _task
+    _task = task
+
+
+def _run(number: int) -> Columns:
+    assert _task is not None
+    return _task(number)
+
+
+@contextmanager
+def _mapped(task: _Task, shards: int, processes: int) -> Iterator[Iterable[Columns]]:
+    """The results for all shards in order, from as many processes."""
+    if processes == 1 or shards == 1:
+        yield map(task, range(shards))
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked processes do not go together
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_start, initargs=(task,))
+    try:
+        yield pool.map(_run, range(shards))
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            f"a process that measured {task.folder.path} was killed; if memory was short, use fewer processes"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _columns(rows: list[tuple[int, int, int, int]], sizes: list[tuple[int, int]]) -> Columns:
+    table = np.array(rows, np.int64).reshape(-1, 4).T
+    columns = [*table, np.array(sizes, np.int64).reshape(-1, 2)]
+    return Columns(*(column.astype(dtype) for column, dtype in zip(columns, DTYPES, strict=True)))
+
+
+def _size(sample: Sample, picture: int, where: str) -> tuple[int, int]:
+    """Width and height from the header."""
+    try:
+        _, _, width, height = picture_header(sample.images[picture])
+    except ValueError as error:
+        raise sample_error(sample, where, f"picture {picture} {error}") from error
+    return width, height

@@ -1,0 +1,72 @@
+"""Shared memory of StreamingDatasets: whose it is, and the removal of what killed jobs left behind."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
+from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
+from streaming.base.shared import _get_path
+
+OWNER = "pargo_ds_owner"
+HOLDERS = "pargo_ds_holders"
+"""Shared array of ours beside streaming's."""
+
+
+def name_ranks_of_this_node() -> None:
+    """Set LOCAL_WORLD_SIZE, which streaming reads and torchrun sets; the deepspeed launcher calls it LOCAL_SIZE.
+
+    Raises ValueError when the launcher does not say how many ranks this machine runs.
+    """
+    if "LOCAL_WORLD_SIZE" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    if "LOCAL_SIZE" not in os.environ:
+        raise ValueError(
+            "LOCAL_WORLD_SIZE (ranks on this machine) is not set though WORLD_SIZE is; start with the deepspeed "
+            "launcher or torchrun, or export it"
+        )
+    os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_SIZE"]
+
+
+def _owner_path(prefix: int) -> Path:
+    return Path(tempfile.gettempdir()) / _get_path(prefix, OWNER)
+
+
+def own_prefix(prefix: int) -> int:
+    """Hold a lock that says "alive" for this prefix of shared memory; the system frees it even after SIGKILL.
+
+    Returns the open descriptor. The file takes its name when it is locked already: another job's clean-up never finds
+    it free.
+    """
+    descriptor, unnamed = tempfile.mkstemp(prefix="pargo_ds_")
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.rename(unnamed, _owner_path(prefix))
+    return descriptor
+
+
+def remove_stale_shared_memory() -> None:
+    """Remove shared memory and lock files that killed readers of ours left behind; those of live ones stay.
+
+    streaming's own clean-up takes everything, running jobs included, and stops at the first gap.
+    """
+    for path in Path(tempfile.gettempdir()).glob(f"*_{OWNER}"):
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except (PermissionError, FileNotFoundError):  # another user's, or cleaned by another job just now
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # its owner lives
+            continue
+        else:
+            prefix = int(path.name.partition("_")[0])
+            path.unlink(missing_ok=True)
+            # streaming takes a prefix when all its names are free: what it looks for first goes last.
+            for name in (HOLDERS, *reversed(SHM_TO_CLEAN)):
+                (Path("/dev/shm") / _get_path(prefix, name)).unlink(missing_ok=True)
+            for name in (BARRIER_FILELOCK, CACHE_FILELOCK):
+                (path.parent / _get_path(prefix, name)).unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,113 @@
+"""A whole run from a real S3 server that goes down: every rank says which shard, and the run continues exactly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from object_store import ObjectStore
+from tiny import ROOT, merged, metrics, tiny_samples
+
+from pargo_ds.data.shards import write_shards
+from pargo_ds.data.stores import upload_folder
+
+STEPS = 24
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+    pytest.importorskip("moto")
+    store = ObjectStore()
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    store.start()
+    store.new_bucket("training")
+    yield store
+    store.kill()
+
+
+def start_ranks(count: int, run: dict, folder: Path) -> list[subprocess.Popen]:
+    """Each rank by itself: a launcher would end the others before they can say anything."""
+    run_file = folder / f"{run['name']}.yaml"
+    run_file.write_text(yaml.safe_dump(run))
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": str(ObjectStore().port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "pargo_ds.train", str(run_file)],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=open(folder / f"{run['name']}-{rank}.err", "w"),
+        )
+        for rank in range(count)
+    ]
+
+
+def ended(ranks: list[subprocess.Popen], run: dict, folder: Path) -> list[tuple[int, str]]:
+    codes = [rank.wait(timeout=300) for rank in ranks]
+    return [(code, (folder / f"{run['name']}-{rank}.err").read_text()) for rank, code in enumerate(codes)]
+
+
+def losses(run_dir: Path) -> list[float]:
+    assert [line["step"] for line in metrics(run_dir)] == list(range(1, STEPS + 1))
+    return [line["loss"] for line in metrics(run_dir)]
+
+
+@pytest.mark.slow
+def test_run_survives_the_death_of_its_store(tiny_run: dict, store: ObjectStore, tmp_path: Path) -> None:
+    """Small packs and a cache of few shards, so that the store is needed at every step."""
+    write_shards(tiny_samples(600), tmp_path / "shards", shard_bytes=1 << 12)
+    assert len(list((tmp_path / "shards").glob("*.mds"))) > 24
+    address = store.address("demo/train")
+    upload_folder(tmp_path / "shards", address)
+    upload_folder(Path(tiny_run["data"]["held_out"]), store.address("demo/held_out"))
+    data = {"train": address, "held_out": store.address("demo/held_out"), "workers": 1}
+    changes = {
+        "output": str(tmp_path),
+        "train": {"steps": STEPS},
+        "checkpoint": {"every": 3, "keep": 2},
+        "data": {**data, "cache": str(tmp_path / "cache"), "cache_limit": "32kb"},
+    }
+
+    local = merged(tiny_run, {**changes, "name": "whole", "data": {"train": str(tmp_path / "shards"), "workers": 1}})
+    assert [code for code, _ in ended(start_ranks(2, local, tmp_path), local, tmp_path)] == [0, 0]
+
+    run = merged(tiny_run, {**changes, "name": "cut"})
+    ranks = start_ranks(2, run, tmp_path)
+    wait_for_step(7, tmp_path / "cut", ranks)
+    store.kill()
+    started = time.monotonic()
+    for rank, (code, stderr) in enumerate(ended(ranks, run, tmp_path)):
+        assert code not in (0, None)
+        # A rank whose own pack was at hand when another could not read says so in its log.
+        said = stderr + (tmp_path / "cut" / "logs" / f"rank_{rank:05d}.log").read_text()
+        assert f"{address}/shard.000" in said
+    took = time.monotonic() - started
+    print(f"the ranks ended {took:.0f} s after the store")
+    assert took < 60
+    assert not (tmp_path / "cut" / "DONE").exists()
+
+    store.start()
+    store.new_bucket("training")
+    upload_folder(tmp_path / "shards", address)
+    upload_folder(Path(tiny_run["data"]["held_out"]), store.address("demo/held_out"))
+    again = ended(start_ranks(2, run, tmp_path), run, tmp_path)
+    assert [code for code, _ in again] == [0, 0], again[0][1][-3000:]
+    assert "continuing after step" in again[0][1]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+
+
+def wait_for_step(step: int, run_dir: Path, ranks: list[subprocess.Popen]) -> None:
+    give_up_at = time.monotonic() + 120
+    while not (run_dir / "metrics.jsonl").is_file() or len(metrics(run_dir)) < step:
+        assert all(rank.poll() is None for rank in ranks), "a rank ended too early"
+        assert time.monotonic() < give_up_at
+        time.sleep(0.02)
