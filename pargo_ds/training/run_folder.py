@@ -10,7 +10,16 @@ import yaml
 from pargo_ds.config import ConfigError, RunConfig, parse_config
 
 # Sections that may change between a run and its continuation: they do not touch what is learned.
-FREE_TO_CHANGE = ("output", "checkpoint", "held_out", "reporting", "attention", "data.workers", "data.held_out")
+FREE_TO_CHANGE = (
+    "output",
+    "checkpoint",
+    "survival",
+    "held_out",
+    "reporting",
+    "attention",
+    "data.workers",
+    "data.held_out",
+)
 
 
 def open_run_folder(run: RunConfig) -> None:
