@@ -101,7 +101,6 @@ def _views(engine: Any, parameter: nn.Parameter) -> tuple[int, dict[str, torch.T
     mapping = getattr(parameter, "_hp_mapping", None)
     if mapping is None:
         return 0, {}
-    engine.optimizer._lazy_init_hp_params_optimizer_state()
     return mapping.lp_fragment_address.start, {
         WEIGHT: mapping.get_hp_fragment(),
         **{kind: mapping.get_hp_fragment(kind) for kind in STATES},
@@ -134,6 +133,11 @@ def _create_states(engine: Any) -> None:
         for kind in STATES:
             state.setdefault(kind, torch.zeros_like(flat))
         state.setdefault("step", torch.zeros((), dtype=torch.float32, device=_step_device(optimizer, flat)))
+    if not _is_zero_3(engine):
+        # DeepSpeed 0.19.8 links parameters to their states after the first group's first step, when the states of later
+        # groups do not exist yet; link them anew.
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
 
 
 def _step_device(optimizer: torch.optim.Optimizer, flat: torch.Tensor) -> torch.device:

@@ -134,6 +134,8 @@ class FragmentFiles:
             if first < last:
                 values = self._handle(piece.file).get_slice(piece.key)
                 parts.append(values[first - piece.start : last - piece.start])
+        if not parts:
+            return torch.zeros(0)
         return torch.cat(parts) if len(parts) != 1 else parts[0]
 
     def whole(self, kind: str, name: str) -> torch.Tensor:

@@ -57,8 +57,9 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write manifest.json, down to the disk."""
+        body = asdict(self)
         with open(folder / MANIFEST, "w") as file:
-            json.dump(asdict(self), file, indent=1)
+            json.dump(body | {"hash": _hash_of(body)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
 
@@ -97,9 +98,17 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(
                 f"{path}: format version {version}, this release reads up to {READABLE_VERSIONS[-1]}; update pargo_ds"
             )
-        return Manifest(**raw)
+        written = raw.pop("hash", None)
+        manifest = Manifest(**raw)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+    if version > 1 and written != _hash_of(raw):
+        raise CheckpointError(f"{path} was altered (its own hash does not fit what it says)")
+    return manifest
+
+
+def _hash_of(body: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def verify_files(folder: Path, manifest: Manifest, share: int = 0, shares: int = 1) -> None:

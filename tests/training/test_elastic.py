@@ -13,7 +13,7 @@ from pargo_ds.checkpoint.manifest import read_manifest
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
 STEPS = 8
-# Measured: largest difference of a trained weight after 8 steps 6.0e-8 at values up to 1.0 (fp32 sums in another order).
+# Set after the first measurement, see below.
 WEIGHT_TOLERANCE = 2e-6
 LOSS_TOLERANCE = 1e-5
 
@@ -46,7 +46,8 @@ def test_two_one_four_two_ranks_train_the_weights_of_an_uninterrupted_run(launch
         process, run_dir = launch(ranks, changes("elastic", zero), *(["--stop-after", str(stop)] if stop else []))
         succeeded(process)
         state = json.loads((run_dir / "state.json").read_text())
-        assert state["state"] == ("interrupted" if stop else "done") and state["step"] == (stop or STEPS)
+        assert state["state"] == ("interrupted" if stop else "done")
+        assert state["step"] == (stop or STEPS)
     expected, found = trained(whole), trained(run_dir)
     assert expected.keys() == found.keys()
     difference = max(float((expected[name] - found[name]).abs().max()) for name in expected if WEIGHT in name)
@@ -79,7 +80,7 @@ def test_another_frozen_encoder_is_refused_by_name(launch, tmp_path):
 
     weights = tmp_path / "encoder.safetensors"
     torch.manual_seed(0)
-    state = timm.create_model("test_vit", pretrained=False).state_dict()
+    state = timm.create_model("test_vit", pretrained=False, img_size=64).state_dict()
     save_file(state, weights)
     vision = {"vision": {"weights": str(weights)}}
     process, run_dir = launch(1, changes("frozen", "zero3") | vision, "--stop-after", "1")
@@ -88,5 +89,6 @@ def test_another_frozen_encoder_is_refused_by_name(launch, tmp_path):
     save_file(state, weights)
     process, _ = launch(1, changes("frozen", "zero3") | vision)
     assert process.returncode != 0
-    assert "beside other frozen weights" in process.stderr and "blocks.0.attn.proj.weight" in process.stderr
+    assert "beside other frozen weights" in process.stderr
+    assert "blocks.0.attn.proj.weight" in process.stderr
     assert json.loads((run_dir / "state.json").read_text())["restart"] is False
