@@ -15,7 +15,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig, load_config
@@ -85,9 +85,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool:
     """Write why the run ended into its folder, if it has one; whether this rank was the first to fail."""
+    from pargo_ds.training.run_folder import RunBusyError
     from pargo_ds.training.survival import first_to_fail, write_state
 
-    if run is None or not run.run_dir.is_dir():
+    if run is None or not run.run_dir.is_dir() or isinstance(error, (RunBusyError, distributed.OtherRankError)):
         return True
     first = first_to_fail(run.run_dir, error)
     if first:
@@ -122,7 +123,7 @@ def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | No
             print(f"{run.run_dir} is finished (it has a DONE file); give the run another name to train again")
         return
     device = start_distributed()
-    distributed.together(lambda: run_folder.open_run_folder(run) if distributed.is_main() else None)
+    lock = distributed.together(lambda: open_folder(run))
     start_logging(run.run_dir)
     stop = StopRequest(run.run_dir, run.survival.stop_signal)
     distributed.together(lambda: begin(run.run_dir, stop))
@@ -130,6 +131,20 @@ def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | No
         train_on(run, settings, device, stop, stop_after, profile_steps)
     finally:
         close_process_group()
+        if lock is not None:
+            lock.close()
+
+
+def open_folder(run: RunConfig) -> IO[str] | None:
+    """Rank 0: make the run's folder and lock it; the lock lives as long as the returned file."""
+    from pargo_ds.training import run_folder
+
+    if not distributed.is_main():
+        return None
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = run_folder.hold(run)
+    run_folder.open_run_folder(run)
+    return lock
 
 
 def train_on(
