@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
 import random
 import shutil
+import subprocess
 
 import pytest
 
@@ -132,3 +134,40 @@ def test_what_a_killed_save_leaves_is_removed_and_a_replaced_folder_gets_its_nam
 
 def test_an_empty_folder_means_a_new_run(tmp_path):
     assert find_resume(tmp_path / "checkpoints") is None
+
+
+SMALL_DISK_MB = 4
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of a few MB, mounted for the test."""
+    folder = tmp_path / "small_disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_MB}m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_with_a_clear_error_and_leaves_the_checkpoint_before(launch, small_disk, tmp_path):
+    changes = {"train": {"steps": 12}, "checkpoint": {"every": 2, "keep": 10}}
+    (small_disk / "tiny").mkdir()
+    process, run_dir = launch(2, changes, output=small_disk)
+    assert process.returncode != 0
+    assert "could not be written" in process.stderr, process.stderr[-3000:]
+    assert "the checkpoint before it stays" in process.stderr
+    folder = newest_of(run_dir)
+    verify_files(folder, read_manifest(folder))
+    for old in sorted((run_dir / "checkpoints").glob("step_*"))[:-1]:
+        shutil.rmtree(old)  # what the user does: make room
+    changes["checkpoint"]["keep"] = 1
+    process, _ = launch(2, changes, output=small_disk)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert f"continuing after step {int(folder.name[5:])}" in process.stderr
+
+
+def newest_of(run_dir):
+    return run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip()
