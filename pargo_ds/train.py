@@ -70,17 +70,29 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except (ValueError, FileNotFoundError, FloatingPointError, distributed.OtherRankError) as error:
         log.debug("stopped", exc_info=True)
-        if distributed.is_main() or not isinstance(error, distributed.OtherRankError):
+        if isinstance(error, distributed.OtherRankError):
+            if distributed.is_main():
+                print(f"pargo_ds.train: error: {_reason(error)} (see logs/)", file=sys.stderr)
+        else:
             print(f"pargo_ds.train: error: {error}", file=sys.stderr)
         hopeless = isinstance(error, (ValueError, FloatingPointError))
         note_failure(run, error, restart=not hopeless)
         return DO_NOT_RESTART if hopeless else FAILED
     except Exception as error:
         log.debug("failed", exc_info=True)
-        if note_failure(run, error, restart=True):
+        first = note_failure(run, error, restart=True)
+        if type(error).__name__ == "ShardError":  # by name: its module need not be loaded for this
+            print(f"pargo_ds.train: error: {_reason(error)}", file=sys.stderr)
+            return FAILED
+        if first:
             raise
         print(f"pargo_ds.train: rank {distributed.rank()} ended because another rank had failed", file=sys.stderr)
         return FAILED
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message: a loader process puts its whole traceback before it."""
+    return str(error).strip().splitlines()[-1]
 
 
 def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool:

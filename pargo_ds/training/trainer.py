@@ -65,9 +65,9 @@ class Trainer:
         stopping = False
         while step < self.total_steps and not stopping:
             self.watchdog.beat()
-            batches = self.next_batches()
+            batches, all_targets = self.next_batches()
             rates = set_learning_rates(self.engine.optimizer.param_groups, self.run, step, self.total_steps)
-            loss_sum = self.optimizer_step(batches)
+            loss_sum = self.optimizer_step(batches, all_targets)
             step += 1
             figures = self.figures(step, loss_sum, rates, batches)
             stopping = self.agree_to_stop() or step == self.stop_after
@@ -84,12 +84,24 @@ class Trainer:
         self.saver.wait()
         return step
 
-    def next_batches(self) -> list[Batch]:
-        """This rank's micro-batches of the next step; the meter counts the wait."""
+    def next_batches(self) -> tuple[list[Batch], float]:
+        """This rank's micro-batches of the next step, and the target tokens of all ranks; the meter counts the wait.
+
+        Raises on every rank when any could not read: the others would wait for it in a collective for ever.
+        """
         asked = time.perf_counter()
-        batches = next(self.steps)
+        error: Exception | None = None
+        batches: list[Batch] = []
+        try:
+            batches = next(self.steps)
+        except Exception as caught:  # raised below, on every rank
+            error = caught
         self.meter.start(data_wait_s=time.perf_counter() - asked)
-        return batches
+        targets = float(sum(batch.num_targets for batch in batches))
+        all_targets, failed = distributed.all_reduce([targets, float(error is not None)], self.device)
+        if failed:
+            distributed.together(lambda: _raise(error))
+        return batches, all_targets
 
     def figures(self, step: int, loss_sum: float, rates: dict[str, float], batches: list[Batch]) -> dict[str, Any]:
         """What is reported of a step; FloatingPointError after too many bad steps in a row."""
@@ -110,14 +122,12 @@ class Trainer:
             self.saver.wait()
         return bool(asked)
 
-    def optimizer_step(self, batches: list[Batch]) -> float:
+    def optimizer_step(self, batches: list[Batch], all_targets: float) -> float:
         """Forward and backward of all micro-batches, then one update; returns this rank's summed cross-entropy.
 
         The loss is the mean over the target tokens of the global batch. DeepSpeed averages gradients over ranks and
         micro-batches, so each micro-batch's sum is divided by targets / (ranks * micro-batches).
         """
-        targets = sum(batch.num_targets for batch in batches)
-        (all_targets,) = distributed.all_reduce([targets], self.device)
         denominator = max(1.0, all_targets) / (distributed.world_size() * len(batches))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches:
@@ -153,3 +163,8 @@ class Trainer:
         targets = sum(batch.num_targets for batch in self.held_out)
         total, count = distributed.all_reduce([loss_sum.item(), targets], self.device)
         return total / max(1.0, count)
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
