@@ -253,6 +253,22 @@ class CheckpointSection(Section):
     every: int = Field(default=500, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep: int = Field(default=3, ge=1)
+    """So many of the newest stay."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """And every one whose step is a multiple of this."""
+    background: bool = True
+    """Train on while a checkpoint is written; it takes host memory for 12 bytes per trained weight and rank's share."""
+
+
+class SurvivalSection(Section):
+    """What a run does when it is stopped, stuck, or fed with bad numbers."""
+
+    stop_signal: Literal["USR1", "USR2"] = "USR1"
+    """Asks for a clean stop, as SIGTERM and a file STOP in the run's folder do; some NCCL versions take USR1."""
+    watchdog_minutes: float = Field(default=30, gt=0)
+    """A step, save or held-out evaluation that takes longer ends the run, with every rank's stacks in logs/."""
+    bad_steps: int = Field(default=3, ge=1)
+    """So many steps in a row whose loss or gradient is no number, each of them skipped, end the run."""
 
 
 class HeldOutSection(Section):
@@ -293,6 +309,7 @@ class RunConfig(Section):
     batch: BatchSection
     data: DataSection
     checkpoint: CheckpointSection = CheckpointSection()
+    survival: SurvivalSection = SurvivalSection()
     held_out: HeldOutSection = HeldOutSection()
     reporting: ReportingSection = ReportingSection()
 

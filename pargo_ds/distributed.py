@@ -62,6 +62,15 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+def gather_objects(value: T) -> list[T]:
+    """The objects of all ranks, in their order, on every rank."""
+    if not _initialised():
+        return [value]
+    gathered: list[T] = [value] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 class OtherRankError(RuntimeError):
     """Raised on healthy ranks when another rank failed in `together`; carries that rank's message."""
 

@@ -1,7 +1,11 @@
 """Train one stage: `deepspeed --num_gpus N --module pargo_ds.train RUN.yaml [--set a.b=c ...]`.
 
-The same command continues an interrupted run. `--dry-run` checks everything that needs no GPU, no weights and no
-network, and prints it.
+The same command continues an interrupted run, on any number of ranks that divides batch.packs_per_step. SIGTERM,
+SIGUSR1 (survival.stop_signal) or a file STOP in the run's folder end it after the running step, saved. `--dry-run`
+checks everything that needs no GPU, no weights and no network, and prints it.
+
+exit status: 0 done, or stopped as asked (state.json in the run's folder says which); 1 failed, and starting again may
+help; 2 do not start again: a fault in the run file or its inputs, or a loss that stays no number.
 """
 
 from __future__ import annotations
@@ -11,10 +15,13 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig, load_config
+
+if TYPE_CHECKING:
+    from pargo_ds.training.survival import StopRequest
 
 log = logging.getLogger("pargo_ds")
 
@@ -37,14 +44,21 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="A.B=C", help="override one setting (repeat for more)"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and print the run; nothing is trained")
+    parser.add_argument(
+        "--stop-after", type=int, metavar="STEP", help="stop cleanly after this step; start again to go on"
+    )
+    parser.add_argument("--profile", type=int, metavar="N", help="write a torch profile of N steps into RUN/profile")
     parser.add_argument("--ranks", type=int, help="number of ranks that --dry-run computes with (default: WORLD_SIZE)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry point; 0 when done, 2 for a fault in the run file or its inputs, 1 for anything else."""
+    """Entry point; the exit statuses stand in the module's docstring."""
+    from pargo_ds.training.survival import DO_NOT_RESTART, DONE, FAILED
+
     options = parse_arguments(arguments)
+    run: RunConfig | None = None
     try:
         run = load_config(options.run_file, options.set)
         if options.dry_run:
@@ -52,13 +66,46 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(describe(run, options.ranks or distributed.world_size()))
         else:
-            train(run)
-        return 0
+            train(run, options.stop_after, options.profile)
+        return DONE
     except (ValueError, FileNotFoundError, FloatingPointError, distributed.OtherRankError) as error:
         log.debug("stopped", exc_info=True)
-        if distributed.is_main() or not isinstance(error, distributed.OtherRankError):
+        if isinstance(error, distributed.OtherRankError):
+            if distributed.is_main():
+                print(f"pargo_ds.train: error: {_reason(error)} (see logs/)", file=sys.stderr)
+        else:
             print(f"pargo_ds.train: error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
+        hopeless = isinstance(error, (ValueError, FloatingPointError))
+        note_failure(run, error, restart=not hopeless)
+        return DO_NOT_RESTART if hopeless else FAILED
+    except Exception as error:
+        log.debug("failed", exc_info=True)
+        first = note_failure(run, error, restart=True)
+        if type(error).__name__ == "ShardError":  # by name: its module need not be loaded for this
+            print(f"pargo_ds.train: error: {_reason(error)}", file=sys.stderr)
+            return FAILED
+        if first:
+            raise
+        print(f"pargo_ds.train: rank {distributed.rank()} ended because another rank had failed", file=sys.stderr)
+        return FAILED
+
+
+def _reason(error: Exception) -> str:
+    """The last line of a message: a loader process puts its whole traceback before it."""
+    return str(error).strip().splitlines()[-1]
+
+
+def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool:
+    """Write why the run ended into its folder, if it has one; whether this rank was the first to fail."""
+    from pargo_ds.training.run_folder import RunBusyError
+    from pargo_ds.training.survival import first_to_fail, write_state
+
+    if run is None or not run.run_dir.is_dir() or isinstance(error, (RunBusyError, distributed.OtherRankError)):
+        return True
+    first = first_to_fail(run.run_dir, error)
+    if first:
+        write_state(run.run_dir, "failed", reason=f"{type(error).__name__}: {error}", restart=restart)
+    return first
 
 
 def check_inputs(run: RunConfig) -> None:
@@ -76,11 +123,12 @@ def check_inputs(run: RunConfig) -> None:
         )
 
 
-def train(run: RunConfig) -> None:
+def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | None = None) -> None:
     """Run or continue `run` on the ranks that the launcher started."""
     from pargo_ds.training import run_folder
     from pargo_ds.training.engine import deepspeed_settings, start_distributed
     from pargo_ds.training.reporting import start_logging
+    from pargo_ds.training.survival import StopRequest, begin
 
     settings = deepspeed_settings(run, distributed.world_size())
     check_inputs(run)
@@ -89,22 +137,48 @@ def train(run: RunConfig) -> None:
             print(f"{run.run_dir} is finished (it has a DONE file); give the run another name to train again")
         return
     device = start_distributed()
-    distributed.together(lambda: run_folder.open_run_folder(run) if distributed.is_main() else None)
+    lock = distributed.together(lambda: open_folder(run))
     start_logging(run.run_dir)
+    stop = StopRequest(run.run_dir, run.survival.stop_signal)
+    distributed.together(lambda: begin(run.run_dir, stop))
     try:
-        train_on(run, settings, device)
+        train_on(run, settings, device, stop, stop_after, profile_steps)
     finally:
         close_process_group()
+        if lock is not None:
+            lock.close()
 
 
-def train_on(run: RunConfig, settings: dict[str, Any], device: Any) -> None:
+def open_folder(run: RunConfig) -> IO[str] | None:
+    """Rank 0: make the run's folder and lock it; the lock lives as long as the returned file."""
+    from pargo_ds.training import run_folder
+
+    if not distributed.is_main():
+        return None
+    run.run_dir.mkdir(parents=True, exist_ok=True)
+    lock = run_folder.hold(run)
+    run_folder.open_run_folder(run)
+    return lock
+
+
+def train_on(
+    run: RunConfig,
+    settings: dict[str, Any],
+    device: Any,
+    stop: StopRequest,
+    stop_after: int | None,
+    profile_steps: int | None,
+) -> None:
     """Build everything on the joined process group, then hand over to the loop."""
     from pargo_ds.checkpoint import store
+    from pargo_ds.checkpoint.frozen import check_frozen, frozen_hashes
     from pargo_ds.training import assembly, run_folder
     from pargo_ds.training.engine import build_engine, zero_stage
     from pargo_ds.training.freezing import apply_freezing, format_table
     from pargo_ds.training.meters import StepMeter
+    from pargo_ds.training.profiling import StepProfile
     from pargo_ds.training.reporting import Reporter
+    from pargo_ds.training.survival import Watchdog
     from pargo_ds.training.trainer import Trainer
 
     started = time.perf_counter()
@@ -116,46 +190,69 @@ def train_on(run: RunConfig, settings: dict[str, Any], device: Any) -> None:
     fingerprint = assembly.model_fingerprint(model)
     if resume:
         folder, manifest = resume
-        world = distributed.world_size()
-        store.check_resumable(manifest, folder, world_size=world, stage=stage, fingerprint=fingerprint)
+        store.check_resumable(manifest, folder, stage=stage, fingerprint=fingerprint)
     log.info("%s\n%s", f"run {run.name}: {distributed.world_size()} ranks on {device.type}", format_table(table))
 
     loader, held_out = assembly.build_loaders(run, processor)
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))
     flops = assembly.flop_model(model)
     engine = build_engine(model, run, settings)
-    first_step = 0
+    frozen = frozen_hashes(engine.module)
+    first_step, totals = 0, {}
     if resume:
-        store.load(folder, engine)
+        if manifest.frozen:
+            check_frozen(frozen, manifest.frozen, str(folder))
+        store.load(folder, manifest, engine)
         loader.load_state_dict(manifest.data_state)
-        first_step = manifest.step
+        first_step, totals = manifest.step, manifest.totals
         log.info("continuing after step %d from %s", first_step, folder)
 
-    def save(step: int) -> None:
-        where = store.save(
-            checkpoints,
-            engine,
-            step=step,
-            zero_stage=stage,
-            data_state=loader.state_dict(),
-            model_fingerprint=fingerprint,
-            config=run.model_dump(mode="json"),
-            frozen_sources=assembly.frozen_sources(run),
-            keep=run.checkpoint.keep,
-        )
-        log.info("saved %s", where)
-
     reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped})
+    facts = store.RunFacts(
+        model_fingerprint=fingerprint,
+        zero_stage=stage,
+        config=run.model_dump(mode="json"),
+        frozen_sources=assembly.frozen_sources(run),
+        frozen=frozen,
+        wandb_run=reporter.wandb_run,
+    )
+    saving = run.checkpoint
+    saver = store.Saver(
+        checkpoints, facts, keep=saving.keep, keep_every=saving.keep_every, background=saving.background
+    )
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
     if loader.skipped:
         log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
-    meter = StepMeter(run, flops, device)
+    watchdog = Watchdog(run.run_dir / "logs", run.survival.watchdog_minutes)
+    profile = StepProfile(run.run_dir / "profile", profile_steps) if profile_steps else None
     try:
-        Trainer(run, engine, loader.steps(), held_out, reporter, meter, save, total_steps).train(first_step)
+        trainer = Trainer(
+            run, engine, loader.steps(), held_out, position=loader.state_dict, saver=saver, reporter=reporter,
+            meter=StepMeter(run, flops, device), stop=stop, watchdog=watchdog, total_steps=total_steps, totals=totals,
+            stop_after=stop_after, profile=profile,
+        )  # fmt: skip
+        steps_done = trainer.train(first_step)
     finally:
+        watchdog.close()
         reporter.close()
-    if distributed.is_main():
+        if profile is not None:
+            profile.close()
+    finish(run, stop, steps_done, total_steps)
+
+
+def finish(run: RunConfig, stop: StopRequest, steps_done: int, total_steps: int) -> None:
+    """Leave DONE, or the word that the run was interrupted."""
+    from pargo_ds.training import run_folder
+    from pargo_ds.training.survival import write_state
+
+    reasons = [reason for reason in distributed.gather_objects(stop.reason) if reason] or ["--stop-after"]
+    if distributed.is_main() and steps_done == total_steps:
         run_folder.done_file(run).write_text(f"{total_steps} steps\n")
+        write_state(run.run_dir, "done", step=steps_done, restart=False)
+    elif distributed.is_main():
+        write_state(run.run_dir, "interrupted", step=steps_done, reason=reasons[0])
+        log.info("stopped after step %d of %d (%s); the same command continues", steps_done, total_steps, reasons[0])
+    stop.forget_file()
     distributed.barrier()
 
 

@@ -26,7 +26,7 @@ ALLOWED = {
 }
 DEEPSPEED_HOMES = (
     "pargo_ds/training/engine.py",
-    "pargo_ds/checkpoint/store.py",
+    "pargo_ds/checkpoint/version_1.py",
     "pargo_ds/train.py",
     "pargo_ds/convert/",
 )

@@ -7,13 +7,16 @@ A checkpoint folder is written aside and renamed, so `step_NNNNNNNN` either has 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""1: DeepSpeed's own files, for the number of ranks and the ZeRO stage that wrote them. 2: fragments."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
 
@@ -29,6 +32,7 @@ class Manifest:
     format_version: int
     step: int
     world_size: int
+    """Ranks that wrote it; it resumes on any number."""
     zero_stage: int
     model_fingerprint: str
     """Of the model's configuration and of what trains; a checkpoint of another model is refused."""
@@ -41,9 +45,23 @@ class Manifest:
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
     """Relative name -> {"bytes", "xxh3"}."""
+    parameters: dict[str, list[int]] = field(default_factory=dict)
+    """Trained parameters and their whole shapes."""
+    optimizer_step: int = 0
+    """Steps that the optimizer has counted."""
+    frozen: dict[str, str] = field(default_factory=dict)
+    """Hashes of the weights that are not in the checkpoint, see frozen.py."""
+    totals: dict[str, float] = field(default_factory=dict)
+    """What the meters have added up since the run began."""
+    wandb_run: str | None = None
 
     def write(self, folder: Path) -> None:
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1))
+        """Write manifest.json, down to the disk."""
+        body = asdict(self)
+        with open(folder / MANIFEST, "w") as file:
+            json.dump(body | {"hash": _hash_of(body)}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
@@ -60,16 +78,15 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Sizes and hashes of all files below `folder` but the manifest."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {str(p.relative_to(folder)): {"bytes": p.stat().st_size, "xxh3": hash_file(p)} for p in files}
+def describe_file(path: Path) -> dict[str, Any]:
+    """Size and hash of one file, as they stand in a manifest."""
+    return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
 
 
-def read_manifest(folder: Path, verify: bool = True) -> Manifest:
-    """Read a checkpoint's manifest; with `verify` every file's size and hash is compared.
+def read_manifest(folder: Path) -> Manifest:
+    """Read a checkpoint's manifest; its files are not looked at.
 
-    Raises CheckpointError naming the first missing, truncated or altered file.
+    Raises CheckpointError when it is missing, damaged, or of a format that this release does not read.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -77,22 +94,43 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     try:
         raw = json.loads(path.read_text())
         version = raw["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{path}: format version {version}, this release reads {FORMAT_VERSION}")
+        if version not in READABLE_VERSIONS:
+            raise CheckpointError(
+                f"{path}: format version {version}, this release reads up to {READABLE_VERSIONS[-1]}; update pargo_ds"
+            )
+        written = raw.pop("hash", None)
         manifest = Manifest(**raw)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    for name, facts in manifest.files.items() if verify else ():
-        file = (folder / name).resolve()
+    if version > 1 and written != _hash_of(raw):
+        raise CheckpointError(f"{path} was altered (its own hash does not fit what it says)")
+    return manifest
+
+
+def _hash_of(body: dict[str, Any]) -> str:
+    return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def verify_files(folder: Path, manifest: Manifest, share: int = 0, shares: int = 1) -> None:
+    """Compare sizes and hashes of every `shares`-th file with the manifest, so that ranks can divide the work.
+
+    Raises CheckpointError naming the first missing, truncated or altered file.
+    """
+    for name in sorted(manifest.files)[share::shares]:
+        facts, file = manifest.files[name], (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{path}: file name {name!r} leaves the checkpoint's folder")
+            raise CheckpointError(f"{folder / MANIFEST}: file name {name!r} leaves the checkpoint's folder")
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if file.stat().st_size != facts["bytes"]:
             raise CheckpointError(f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}")
         if hash_file(file) != facts["xxh3"]:
             raise CheckpointError(f"{folder}: {name} was altered (its hash differs from the manifest)")
-    return manifest
+
+
+def steps_in(checkpoints: Path) -> list[Path]:
+    """Folders of all checkpoints, oldest first."""
+    return sorted(path for path in checkpoints.glob("step_*") if path.is_dir() and path.name[5:].isdigit())
 
 
 def newest(checkpoints: Path) -> Path | None:
@@ -111,3 +149,16 @@ def point_latest(checkpoints: Path, folder: Path) -> None:
     aside = checkpoints / (LATEST + ".aside")
     aside.write_text(folder.name + "\n")
     aside.replace(checkpoints / LATEST)
+
+
+def candidates(checkpoints: Path) -> list[Path]:
+    """Checkpoints to resume from, best first: the one that `latest` names, then those of earlier steps.
+
+    Later ones than `latest` belong to a run that somebody took back, or were cut off just before `latest` moved.
+    """
+    folders = steps_in(checkpoints)[::-1]
+    pointer = checkpoints / LATEST
+    named = checkpoints / pointer.read_text().strip() if pointer.is_file() else None
+    if named is None or named not in folders:
+        return folders
+    return folders[folders.index(named) :]

@@ -1,39 +1,48 @@
-"""Save and resume a run: engine, data position, RNG and configuration together.
+"""Save and resume a run: weights, optimizer, data position, random state and configuration together.
 
-Inside lie DeepSpeed's own files (`engine/`), without the frozen weights: those come from where the run got them. A
-checkpoint resumes on the number of ranks that wrote it.
+A checkpoint is written aside by all ranks and takes its name when it is whole: each rank copies what it holds into
+host memory (training waits for that), writes and hashes its own file in the background, and leaves a mark; rank 0
+waits for all marks, writes the manifest, renames the folder, moves `latest` and removes old checkpoints. Ranks meet
+through files, not through collectives, which belong to the training.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors.torch import load_file, save_file
 
 from pargo_ds import distributed
+from pargo_ds.checkpoint import engine_state, version_1
+from pargo_ds.checkpoint.fragments import FragmentFiles, as_tensors, fragment_file
 from pargo_ds.checkpoint.manifest import (
     FORMAT_VERSION,
     CheckpointError,
     Manifest,
-    describe_files,
-    newest,
+    candidates,
+    describe_file,
     point_latest,
     read_manifest,
     step_folder,
+    steps_in,
+    verify_files,
 )
+from pargo_ds.checkpoint.random_state import random_state, seed_new_rank, set_random_state
 
 log = logging.getLogger("pargo_ds")
-ENGINE = "engine"
 PACKAGES = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm")
+WRITING, REPLACED, DAMAGED = ".writing_", ".replaced_", "damaged_"
+MARKS_TIMEOUT_S = 3600
+"""A rank that has not written its file after so long is taken for lost."""
 
 
 def versions() -> dict[str, str]:
@@ -41,138 +50,272 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def rng_state() -> dict[str, torch.Tensor]:
-    """Random state of this rank, as tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
-        "numpy_rest": torch.tensor([position, has_gauss, gauss], dtype=torch.float64),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What stands in every manifest of a run."""
+
+    model_fingerprint: str
+    zero_stage: int
+    config: dict[str, Any]
+    frozen_sources: dict[str, Any]
+    frozen: dict[str, str]
+    wandb_run: str | None = None
 
 
-def set_rng_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what `rng_state` returned."""
-    torch.set_rng_state(state["torch"])
-    position, has_gauss, gauss = state["numpy_rest"].tolist()
-    keys = state["numpy_keys"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+class Saver:
+    """Writes a run's checkpoints. All ranks make one and call `save` and `wait` together.
 
-
-def save(
-    checkpoints: Path,
-    engine: Any,
-    *,
-    step: int,
-    zero_stage: int,
-    data_state: dict[str, Any],
-    model_fingerprint: str,
-    config: dict[str, Any],
-    frozen_sources: dict[str, Any],
-    keep: int,
-) -> Path:
-    """Write the checkpoint of `step` on all ranks; returns its folder. Collective: every rank must call it.
-
-    Written into a folder aside, hashed, renamed; `latest` moves last, then older ones beyond `keep` are removed.
+    `keep` newest checkpoints stay, and every one whose step is a multiple of `keep_every`.
     """
-    final = step_folder(checkpoints, step)
-    aside = checkpoints / f".writing_{final.name}"
 
-    def prepare() -> None:
-        if distributed.is_main():
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+    def __init__(
+        self, checkpoints: Path, facts: RunFacts, *, keep: int, keep_every: int | None = None, background: bool = True
+    ) -> None:
+        self.checkpoints, self.facts, self.background = checkpoints, facts, background
+        self.keep, self.keep_every = keep, keep_every
+        self.last: dict[str, float] = {}
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._written, self._abandoned = threading.Event(), threading.Event()
 
-    distributed.together(prepare)
-    engine.save_checkpoint(str(aside), tag=ENGINE, save_latest=False, exclude_frozen_parameters=True)
-    distributed.together(lambda: save_file(rng_state(), aside / f"rng_{distributed.rank():05d}.safetensors"))
+    last: dict[str, float]
+    """Of the checkpoint published last: seconds that training waited, seconds in all, bytes of this rank."""
 
-    def publish() -> None:
-        if not distributed.is_main():
-            return
-        for script in aside.glob("*.py"):  # DeepSpeed copies its converters beside each checkpoint; ours is a tool
-            script.unlink()
-        Manifest(
+    def save(self, engine: Any, *, step: int, data_state: dict[str, Any], totals: dict[str, float]) -> None:
+        """Take the checkpoint of `step`. Collective; returns when this rank's state is in host memory (or, without
+        background, when the checkpoint has its name)."""
+        started = time.perf_counter()
+        self.wait()
+        aside = self.checkpoints / f"{WRITING}{step_folder(self.checkpoints, step).name}"
+
+        def prepare() -> None:
+            if distributed.is_main():
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+
+        distributed.together(prepare)
+        tensors, random = as_tensors(engine_state.snapshot(engine)), random_state()
+        manifest = Manifest(
             format_version=FORMAT_VERSION,
             step=step,
             world_size=distributed.world_size(),
-            zero_stage=zero_stage,
-            model_fingerprint=model_fingerprint,
             data_state=data_state,
-            config=config,
-            frozen_sources=frozen_sources,
             versions=versions(),
-            files=describe_files(aside),
-        ).write(aside)
-        shutil.rmtree(final, ignore_errors=True)
+            files={},
+            parameters=engine_state.trained_shapes(engine),
+            optimizer_step=engine_state.optimizer_step(engine),
+            totals=totals,
+            **self.facts.__dict__,
+        )
+        stalled = time.perf_counter() - started
+
+        def write() -> None:
+            try:
+                own = write_own(aside, tensors, random)
+                self._written.set()
+                if distributed.is_main():
+                    self._publish(aside, manifest)
+                self.last = {"stalled_s": stalled, "total_s": time.perf_counter() - started, "own_bytes": float(own)}
+            except Exception as error:  # raised on every rank by `wait`
+                self._error = error
+            finally:
+                self._written.set()
+
+        self._written.clear()
+        self._thread = threading.Thread(target=write, name="checkpoint", daemon=True)
+        self._thread.start()
+        if not self.background:
+            self.wait()
+
+    def failed(self) -> bool:
+        """Whether this rank's writing has failed; `wait` then says why."""
+        return self._error is not None
+
+    def wait(self) -> None:
+        """Until the checkpoint in the making has its name. Collective.
+
+        Raises on every rank when any rank could not write (CheckpointError or OSError there, OtherRankError elsewhere).
+        """
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
+        self._written.wait()
+        try:
+            distributed.together(self._raise_error)
+        except Exception:
+            self._abandoned.set()  # rank 0 would wait for the mark of a rank that could not write
+            raise
+        thread.join()
+        distributed.together(self._raise_error)
+        log.info("checkpoint: %s", ", ".join(f"{name} {value:.3f}" for name, value in self.last.items()))
+
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _publish(self, aside: Path, manifest: Manifest) -> None:
+        files: dict[str, dict[str, Any]] = {}
+        for rank in range(manifest.world_size):
+            mark = aside / _mark(rank)
+            self._wait_for(mark, rank)
+            files |= json.loads(mark.read_text())
+            mark.unlink()
+        replace(manifest, files=files).write(aside)
+        final, replaced = step_folder(self.checkpoints, manifest.step), None
+        if final.exists():
+            replaced = self.checkpoints / f"{REPLACED}{final.name}"
+            final.rename(replaced)
         aside.rename(final)
-        point_latest(checkpoints, final)
-        for old in sorted(checkpoints.glob("step_*"))[:-keep]:
-            shutil.rmtree(old)
+        _flush_folder(self.checkpoints)
+        point_latest(self.checkpoints, final)
+        if replaced is not None:
+            shutil.rmtree(replaced)
+        self._remove_old(manifest.step)
 
-    distributed.together(publish)
-    return final
+    def _wait_for(self, mark: Path, rank: int) -> None:
+        deadline = time.monotonic() + MARKS_TIMEOUT_S
+        while not mark.is_file():
+            if self._abandoned.wait(timeout=0.02):
+                raise CheckpointError(f"{mark.parent} was given up: another rank could not write its part")
+            if time.monotonic() > deadline:
+                raise CheckpointError(f"rank {rank} has not written its part of {mark.parent} in {MARKS_TIMEOUT_S} s")
+
+    def _remove_old(self, newest_step: int) -> None:
+        """Later steps than the newest belong to a course that was given up: they neither count nor go."""
+        steps = [folder for folder in steps_in(self.checkpoints) if _step_of(folder) <= newest_step]
+        for folder in steps[: -self.keep]:
+            if not (self.keep_every and _step_of(folder) % self.keep_every == 0):
+                # Out of sight in one rename: a folder that is half removed must not look whole.
+                going = folder.rename(self.checkpoints / f"{REPLACED}{folder.name}")
+                shutil.rmtree(going)
 
 
-@contextmanager
-def tensors_only() -> Iterator[None]:
-    """torch.load inside builds tensors and two plain classes of DeepSpeed; DeepSpeed itself would allow anything."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
+def write_own(aside: Path, tensors: dict[str, Any], random: dict[str, Any]) -> int:
+    """Write this rank's files into `aside` and then its mark; returns their bytes. Raises OSError, CheckpointError."""
+    rank = distributed.rank()
+    described = {}
+    for name, content in ((fragment_file(rank), tensors), (_random_file(rank), random)):
+        if not content:
+            continue
+        path = aside / name
+        path.parent.mkdir(exist_ok=True)
+        try:
+            save_file(content, path)
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        except Exception as error:  # safetensors wraps the system's errors in its own
+            raise CheckpointError(f"{path} could not be written: {error}; the checkpoint before it stays") from error
+        described[name] = describe_file(path)
+    unfinished = aside / f".{_mark(rank)}"
+    unfinished.write_text(json.dumps(described))
+    unfinished.replace(aside / _mark(rank))
+    return sum(facts["bytes"] for facts in described.values())
 
-    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+
+def _mark(rank: int) -> str:
+    return f"written_{rank:05d}.json"
+
+
+def _random_file(rank: int) -> str:
+    return f"random/rank_{rank:05d}.safetensors"
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with torch.serialization.safe_globals([ZeroStageEnum, LossScaler]):
-            yield
+        os.fsync(descriptor)
     finally:
-        if before is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        os.close(descriptor)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name[5:])
+
+
+def clean_up(checkpoints: Path) -> list[str]:
+    """Remove what a killed run left half done, and give a folder back its name that was being replaced.
+
+    Returns a sentence for each; called by rank 0 before anything is read.
+    """
+    done = []
+    for path in sorted(checkpoints.glob(f"{REPLACED}step_*")):
+        original = checkpoints / path.name.removeprefix(REPLACED)
+        if original.exists() or not (path / "manifest.json").is_file():
+            shutil.rmtree(path)
+            done.append(f"removed {path.name}, which had been given up")
         else:
-            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+            path.rename(original)
+            done.append(f"gave {original.name} its name back: a save that should have replaced it was cut off")
+    for path in sorted(checkpoints.glob(f"{WRITING}*")):
+        shutil.rmtree(path)
+        done.append(f"removed {path.name}, a save that was cut off")
+    return done
 
 
 def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
-    """Newest checkpoint and its manifest (files verified by rank 0), or None; the same answer on every rank."""
+    """The newest whole checkpoint and its manifest, or None when there is none. Collective: ranks share the hashing.
 
-    def look() -> tuple[Path, Manifest] | None:
-        folder = newest(checkpoints)
-        return None if folder is None else (folder, read_manifest(folder, verify=distributed.is_main()))
+    A damaged one is renamed to `damaged_step_...` with a warning, and the one before it is taken.
+    Raises CheckpointError when checkpoints are there and none is whole.
+    """
+    for sentence in distributed.together(lambda: clean_up(checkpoints) if distributed.is_main() else []):
+        log.warning("checkpoints: %s", sentence)
+    folders = distributed.broadcast_object(candidates(checkpoints))
+    problems = []
+    for folder in folders:
+        problem = _damage(folder)
+        if problem is None:
+            return folder, read_manifest(folder)
+        problems.append(problem)
+        log.warning("damaged checkpoint, trying the one before it: %s", problem)
+        if distributed.is_main():
+            shutil.rmtree(checkpoints / f"{DAMAGED}{folder.name}", ignore_errors=True)
+            folder.rename(checkpoints / f"{DAMAGED}{folder.name}")
+        distributed.barrier()
+    if problems:
+        raise CheckpointError(
+            f"{checkpoints} holds no checkpoint that is whole: {'; '.join(problems)}. Remove the folder to begin anew"
+        )
+    return None
 
-    return distributed.together(look)
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, found by all ranks together; None when it is whole."""
+    try:
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest, distributed.rank(), distributed.world_size())
+        problem = None
+    except (CheckpointError, OSError) as error:
+        problem = str(error)
+    return next((found for found in distributed.gather_objects(problem) if found is not None), None)
 
 
-def check_resumable(manifest: Manifest, folder: Path, *, world_size: int, stage: int, fingerprint: str) -> None:
-    """CheckpointError when the checkpoint does not belong to this model, ZeRO stage or number of ranks."""
+def check_resumable(manifest: Manifest, folder: Path, *, stage: int, fingerprint: str) -> None:
+    """CheckpointError when the checkpoint does not belong to this model."""
     if manifest.model_fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder} was written by another model (configuration, trained parts or their shapes differ from this "
             "run file); give this run another name, or restore the run file saved beside the checkpoint"
         )
-    if manifest.world_size != world_size:
-        raise CheckpointError(
-            f"{folder} was written by {manifest.world_size} ranks, this run has {world_size}; "
-            f"start it with {manifest.world_size} ranks"
-        )
-    if manifest.zero_stage != stage:
-        raise CheckpointError(
-            f"{folder} was written with ZeRO stage {manifest.zero_stage}, this run has stage {stage}; "
-            "use the deepspeed JSON of that stage"
-        )
+    if manifest.format_version == 1:
+        version_1.check_shape(manifest, folder, stage)
 
 
-def load(folder: Path, engine: Any) -> None:
-    """Restore weights, optimizer and RNG of this rank from `folder` (already verified). Collective."""
-    # Frozen weights are not in the file, hence not strict; the manifest's fingerprint vouches for the names.
-    with tensors_only():
-        loaded, _ = engine.load_checkpoint(
-            str(folder), tag=ENGINE, load_module_strict=False, load_lr_scheduler_states=False
-        )
-    if loaded is None:
-        raise CheckpointError(f"DeepSpeed found no engine state in {folder}")
-    distributed.together(lambda: set_rng_state(load_file(folder / f"rng_{distributed.rank():05d}.safetensors")))
+def load(folder: Path, manifest: Manifest, engine: Any) -> None:
+    """Restore weights, optimizer and random state of this rank from `folder` (already verified). Collective."""
+    if manifest.format_version == 1:
+        version_1.load_engine(folder, engine)
+        name = f"rng_{distributed.rank():05d}.safetensors"
+    else:
+        files = distributed.together(lambda: FragmentFiles(folder, manifest.parameters))
+        engine_state.restore(engine, files, manifest.optimizer_step)
+        name = _random_file(distributed.rank())
+
+    def restore_random() -> None:
+        if (folder / name).is_file():
+            set_random_state(load_file(folder / name))
+        else:
+            seed_new_rank(int(manifest.config["seed"]), manifest.step, distributed.rank())
+
+    distributed.together(restore_random)

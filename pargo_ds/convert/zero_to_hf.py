@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pargo_ds.checkpoint.manifest import CheckpointError, Manifest, newest, read_manifest
-from pargo_ds.checkpoint.store import ENGINE, tensors_only
+from pargo_ds.checkpoint import version_1
+from pargo_ds.checkpoint.fragments import WEIGHT, FragmentFiles
+from pargo_ds.checkpoint.manifest import CheckpointError, Manifest, newest, read_manifest, verify_files
 from pargo_ds.config import RunConfig, parse_config
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
@@ -32,6 +33,7 @@ def convert(checkpoint: Path, out: Path, *, merge_lora: bool = False, force: boo
         raise CheckpointError(f"{out} exists; choose another folder or pass --force to replace it")
     folder = find_checkpoint(checkpoint)
     manifest = read_manifest(folder)
+    verify_files(folder, manifest)
     run = parse_config(manifest.config, source=str(folder / "manifest.json"))
     processor = assembly.build_processor(run)
     model = assembly.build_model(run, processor, settings=None).float()
@@ -41,7 +43,7 @@ def convert(checkpoint: Path, out: Path, *, merge_lora: bool = False, force: boo
             f"the frozen parts named in {folder} now describe another model: {manifest.frozen_sources}; "
             "put back what the run was trained with"
         )
-    counts = load_trained(model, read_trained(folder), str(folder))
+    counts = load_trained(model, read_trained(folder, manifest), str(folder))
     has_lora = run.train.llm.mode == "lora"
     aside = out.with_name(f".writing_{out.name}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -72,12 +74,12 @@ def find_checkpoint(path: Path) -> Path:
     raise CheckpointError(f"{path} is neither a checkpoint (no manifest.json) nor a run folder with checkpoints/latest")
 
 
-def read_trained(folder: Path) -> dict[str, torch.Tensor]:
+def read_trained(folder: Path, manifest: Manifest) -> dict[str, torch.Tensor]:
     """All trained parameters of a checkpoint, whole and in fp32."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with tensors_only():
-        return get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=ENGINE, exclude_frozen_parameters=True)
+    if manifest.format_version == 1:
+        return version_1.read_trained(folder)
+    files = FragmentFiles(folder, manifest.parameters)
+    return {name: files.whole(WEIGHT, name) for name in files.names()}
 
 
 def load_trained(model: nn.Module, trained: dict[str, torch.Tensor], where: str) -> dict[str, int]:

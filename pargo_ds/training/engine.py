@@ -55,7 +55,8 @@ def deepspeed_settings(run: RunConfig, world_size: int) -> dict[str, Any]:
     settings["train_micro_batch_size_per_gpu"] = 1
     settings["gradient_accumulation_steps"] = run.check_ranks(world_size)
     settings["gradient_clipping"] = run.train.clip_norm
-    settings["bf16"] = {"enabled": run.train.precision == "bf16"}
+    # Without the check ZeRO 1 and 2 would apply a bf16 step whose gradient is no number; ZeRO 3 and fp32 never do.
+    settings["bf16"] = {"enabled": run.train.precision == "bf16", "check_grad_overflow": True}
     settings["steps_per_print"] = 10**9  # the progress bar and metrics.jsonl report
     if offloads_optimizer(settings) and not torch.cuda.is_available():
         # DeepSpeed insists on its compiled CPU Adam otherwise; on CPU torch's AdamW does the same without a build.

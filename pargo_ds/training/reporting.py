@@ -88,12 +88,14 @@ class Reporter:
     def __init__(self, run: RunConfig, total_steps: int, first_step: int, constants: dict[str, Any]) -> None:
         self.every, self.constants = run.reporting.log_every, constants
         self.active = distributed.is_main()
+        self.wandb_run: str | None = None
         if not self.active:
             return
         path = run.run_dir / "metrics.jsonl"
         drop_lines_after(path, first_step)
         self.file = path.open("a")
         self.wandb = _start_wandb(run)
+        self.wandb_run = self.wandb.id if self.wandb is not None else None
         self.bar = tqdm(total=total_steps, initial=first_step, desc=run.name, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, figures: dict[str, Any]) -> None:

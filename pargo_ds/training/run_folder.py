@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import logging
+import os
+import platform
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from pargo_ds.config import ConfigError, RunConfig, parse_config
 
+log = logging.getLogger("pargo_ds")
+LOCK = ".lock"
+LOCK_TIMEOUT_S = 60
+"""Loader processes of a killed run hold its lock a little longer than the run itself."""
+
 # Sections that may change between a run and its continuation: they do not touch what is learned.
 FREE_TO_CHANGE = (
-    *("output", "checkpoint", "held_out", "reporting", "attention"),
+    *("output", "checkpoint", "survival", "held_out", "reporting", "attention"),
     *("data.workers", "data.held_out", "data.cache", "data.cache_limit"),
-)
 
 
 def open_run_folder(run: RunConfig) -> None:
@@ -32,6 +42,40 @@ def open_run_folder(run: RunConfig) -> None:
     aside = path.with_suffix(".aside")
     aside.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
     aside.replace(path)
+
+
+def hold(run: RunConfig) -> IO[str] | None:
+    """Lock the run's folder for as long as the returned file is open; the system frees it, also after kill -9.
+
+    Two processes that train the same run would remove each other's checkpoints. None where the file system has no
+    locks (said once). Raises RunBusyError naming the holder when it does not let go within a minute.
+    """
+    file = open(run.run_dir / LOCK, "a+")  # noqa: SIM115 (open as long as the run)
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read().strip()
+                file.close()
+                raise RunBusyError(
+                    f"{run.run_dir} is being trained by another process ({holder}); stop that one first (touch "
+                    f"{run.run_dir}/STOP), or give this run another name"
+                ) from None
+            time.sleep(0.2)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            log.warning("%s: the file system has no locks; do not start this run twice", run.run_dir)
+            file.close()
+            return None
+    file.truncate(0)
+    file.write(f"host {platform.node()}, process {os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def differences(before: Any, now: Any, place: str = "") -> dict[str, tuple[Any, Any]]:

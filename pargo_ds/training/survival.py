@@ -1,0 +1,115 @@
+"""How a run ends: asked to stop, stuck, or failed; and what it leaves behind to tell which.
+
+`state.json` in the run's folder says how the run stands, for scripts that only see a launcher's exit status:
+{"state": "running" | "interrupted" | "done" | "failed", "step": ..., "reason": ..., "restart": whether it would help}.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pargo_ds import distributed
+
+log = logging.getLogger("pargo_ds")
+
+DONE, FAILED, DO_NOT_RESTART = 0, 1, 2
+"""Exit statuses. Interrupted is 0 too: the run did what it was asked to; state.json tells the two apart."""
+STATE, STOP, FAILURE = "state.json", "STOP", "failure.txt"
+
+
+class StopRequest:
+    """Whether this process was asked to stop: by SIGTERM, by the run's own signal, or by a file STOP in its folder.
+
+    Signals only leave a note, so a second one does not disturb the save that the first one led to.
+    """
+
+    def __init__(self, run_dir: Path, own_signal: str) -> None:
+        self.file = run_dir / STOP
+        self.reason: str | None = None
+        for name in ("SIGTERM", f"SIG{own_signal}"):
+            signal.signal(getattr(signal, name), self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.reason = self.reason or signal.Signals(number).name
+
+    def asked(self) -> bool:
+        """True once this rank knows of a request (rank 0 also looks for the file); ranks must agree before they act."""
+        if self.reason is None and distributed.is_main() and self.file.exists():
+            self.reason = f"the file {STOP}"
+        return self.reason is not None
+
+    def forget_file(self) -> None:
+        """Remove the file: a request that was obeyed, or one left over from before the run began."""
+        if distributed.is_main():
+            self.file.unlink(missing_ok=True)
+
+
+class Watchdog:
+    """Ends a process that makes no progress, after writing the stack of each of its threads.
+
+    A rank that waits in a collective for ever cannot help itself, and its launcher sees it alive. faulthandler's own
+    thread does the watching, outside of Python's lock. Every rank has one: the stacks of all lie side by side.
+    """
+
+    def __init__(self, folder: Path, minutes: float) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.seconds = minutes * 60
+        self.path = folder / f"stacks_rank_{distributed.rank():05d}.txt"
+        self.file = self.path.open("w")
+
+    def beat(self) -> None:
+        """Progress was made: the time begins anew."""
+        faulthandler.dump_traceback_later(self.seconds, exit=True, file=self.file)
+
+    def close(self) -> None:
+        """Stop watching; an empty file is removed."""
+        faulthandler.cancel_dump_traceback_later()
+        self.file.close()
+        if self.path.stat().st_size == 0:
+            self.path.unlink()
+
+
+def write_state(run_dir: Path, state: str, *, step: int | None = None, reason: str = "", restart: bool = True) -> None:
+    """Write state.json in one rename (any rank; the last word counts)."""
+    body = {"state": state, "step": step, "reason": reason, "restart": restart, "time": time.time()}
+    aside = run_dir / f".{STATE}.{distributed.rank()}"
+    aside.write_text(json.dumps(body) + "\n")
+    aside.replace(run_dir / STATE)
+
+
+def read_state(run_dir: Path) -> dict[str, Any]:
+    """state.json, or {} when there is none."""
+    path = run_dir / STATE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def begin(run_dir: Path, stop: StopRequest) -> None:
+    """Rank 0: forget how the run stood before."""
+    stop.forget_file()
+    if distributed.is_main():
+        (run_dir / FAILURE).unlink(missing_ok=True)
+        write_state(run_dir, "running")
+
+
+def first_to_fail(run_dir: Path, error: BaseException) -> bool:
+    """Whether this rank is the first of all to fail; its traceback goes into failure.txt, and only it should print.
+
+    When one rank dies the others fail in their collectives: their tracebacks would bury the one that matters.
+    """
+    try:
+        with open(run_dir / FAILURE, "x") as file:
+            file.write(f"rank {distributed.rank()}, pid {os.getpid()}\n")
+            traceback.print_exception(error, file=file)
+    except FileExistsError:
+        return False
+    except OSError:  # a full disk must not hide the error itself
+        return True
+    return True

@@ -1,0 +1,98 @@
+"""kill -9 of every process of a run at random moments, saves included: nothing lost, nothing repeated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from tiny import ROOT, merged, metrics
+
+STEPS = 400
+START_TIMEOUT_S = 180
+
+
+def run_file(tiny_run, folder: Path, name: str) -> Path:
+    changes = {
+        "name": name,
+        "output": str(folder),
+        "train": {"steps": STEPS, "llm": {"mode": "full", "lr": 1e-4}},
+        "checkpoint": {"every": 1, "keep": 2},  # a save is on its way at nearly every moment
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(merged(tiny_run, changes)))
+    return path
+
+
+def start(path: Path, ranks: int, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    log = open(path.with_suffix(".log"), "a")  # noqa: SIM115 (the process keeps it)
+    return subprocess.Popen(
+        [*command, "-m", "pargo_ds.train", str(path), *arguments],
+        env={**env, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """torchrun puts each rank into a session of its own: the family tree is the way to all of them."""
+    for victim in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+    process.wait()
+
+
+def steps_done(run_dir: Path) -> int:
+    path = run_dir / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.is_file() else 0
+
+
+def wait_for_progress(process: subprocess.Popen, run_dir: Path, log: Path, steps: int = 1) -> None:
+    """Until the run has done more steps than its newest checkpoint had when it started."""
+    latest = run_dir / "checkpoints" / "latest"
+    resumed = int(latest.read_text().strip()[5:]) if latest.is_file() else 0
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while steps_done(run_dir) < resumed + steps or '"running"' not in (run_dir / "state.json").read_text():
+        assert process.poll() is None, log.read_text()[-4000:]
+        assert time.monotonic() < deadline, log.read_text()[-4000:]
+        time.sleep(0.02)
+
+
+def kill_and_compare(tiny_run, folder: Path, ranks: int, kills: int, seed: int) -> None:
+    drawn = random.Random(seed)
+    path = run_file(tiny_run, folder, "killed")
+    run_dir, log = folder / "killed", path.with_suffix(".log")
+    for number in range(kills):
+        process = start(path, ranks)
+        wait_for_progress(process, run_dir, log)
+        time.sleep(drawn.uniform(0, 0.6))
+        kill_all(process)
+        print(f"kill {number + 1}: after step {steps_done(run_dir)}", flush=True)
+    process = start(path, ranks, "--stop-after", str(steps_done(run_dir) + 2))
+    assert process.wait(timeout=START_TIMEOUT_S) == 0, log.read_text()[-4000:]
+    last = json.loads((run_dir / "state.json").read_text())["step"]
+    whole = start(run_file(tiny_run, folder, "whole"), ranks, "--stop-after", str(last))
+    assert whole.wait(timeout=4 * START_TIMEOUT_S) == 0, (folder / "whole.log").read_text()[-4000:]
+    survived, uninterrupted = metrics(run_dir), metrics(folder / "whole")
+    assert [line["step"] for line in survived] == list(range(1, last + 1))
+    for name in ("step", "loss", "grad_norm", "target_tokens", "total_samples", "total_tokens"):
+        assert [line[name] for line in survived] == [line[name] for line in uninterrupted], name
+    assert "damaged checkpoint" not in log.read_text()
+    assert not list((run_dir / "checkpoints").glob("damaged_*"))
+
+
+def test_two_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
+    kill_and_compare(tiny_run, tmp_path, ranks=1, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_fifty_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
+    kill_and_compare(tiny_run, tmp_path, ranks=2, kills=50, seed=1)
