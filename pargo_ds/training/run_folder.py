@@ -24,6 +24,11 @@ LOCK_TIMEOUT_S = 60
 FREE_TO_CHANGE = (
     *("output", "checkpoint", "survival", "held_out", "reporting", "attention"),
     *("data.workers", "data.held_out", "data.cache", "data.cache_limit"),
+)
+
+
+class RunBusyError(ConfigError):
+    """Another process is training this run."""
 
 
 def open_run_folder(run: RunConfig) -> None:
