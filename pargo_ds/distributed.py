@@ -44,6 +44,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def close_process_group() -> None:
+    """Leave the process group; without it gloo's threads may abort at interpreter exit."""
+    if _initialised():
+        dist.destroy_process_group()
+
+
 def all_reduce(values: list[float], device: torch.device | str, op: str = "sum") -> list[float]:
     """Reduce a few float64 numbers over all ranks in one collective; `op` is sum, max or min."""
     ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}

@@ -144,7 +144,7 @@ def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | No
     try:
         train_on(run, settings, device, stop, stop_after, profile_steps)
     finally:
-        close_process_group()
+        distributed.close_process_group()
         if lock is not None:
             lock.close()
 
@@ -254,14 +254,6 @@ def finish(run: RunConfig, stop: StopRequest, steps_done: int, total_steps: int)
         log.info("stopped after step %d of %d (%s); the same command continues", steps_done, total_steps, reasons[0])
     stop.forget_file()
     distributed.barrier()
-
-
-def close_process_group() -> None:
-    """Leave the process group; without it gloo's threads may abort at interpreter exit."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ DEEPSPEED_HOMES = (
     "pargo_ds/checkpoint/version_1.py",
     "pargo_ds/train.py",
     "pargo_ds/convert/",
+    "tools/bench_checkpoint.py",  # times DeepSpeed's own save beside ours
 )
 OPTIONAL_IN_MODEL = {"timm", "triton", "flash_attn"}
 

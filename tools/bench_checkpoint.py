@@ -108,7 +108,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line."""
     options = parse_arguments(arguments)
     from pargo_ds import distributed
-    from pargo_ds.train import close_process_group
     from pargo_ds.training.engine import start_distributed
 
     start_distributed()
@@ -129,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.json.write_text(json.dumps(rows, indent=1) + "\n")
         if made:
             shutil.rmtree(made, ignore_errors=True)
-    close_process_group()
+    distributed.close_process_group()
     return 0
 
 

@@ -28,7 +28,13 @@ from pargo_ds import distributed
 from pargo_ds.data.order import SHUFFLE_BLOCK
 from pargo_ds.data.s3 import DOWNLOAD_LIMIT_S
 from pargo_ds.data.shard_files import ShardError, check_shard, fetch_shard, raw_path
-from pargo_ds.data.shared_memory import HOLDERS, name_ranks_of_this_node, own_prefix, remove_stale_shared_memory
+from pargo_ds.data.shared_memory import (
+    HOLDERS,
+    name_ranks_of_this_node,
+    one_start_at_a_time,
+    own_prefix,
+    remove_stale_shared_memory,
+)
 from pargo_ds.data.stores import ShardFolder
 
 FAILED = max(_ShardState) + 1
@@ -91,10 +97,13 @@ class SampleReader(StreamingDataset):
             )
         limit = _bytes(cache_limit)
         name_ranks_of_this_node()
-        distributed.together(lambda: remove_stale_shared_memory() if distributed.local_rank() == 0 else None)
         # Ahead by many samples, a worker of a small cache would drop what others are about to read.
         ahead = SAMPLES_AHEAD if cache_limit is None else None
-        super().__init__(streams=[CheckedStream(folder) for folder in folders], batch_size=1, predownload=ahead)
+        leads = distributed.local_rank() == 0
+        with one_start_at_a_time(leads):
+            distributed.together(lambda: remove_stale_shared_memory() if leads else None)
+            super().__init__(streams=[CheckedStream(folder) for folder in folders], batch_size=1, predownload=ahead)
+            distributed.barrier()
         self.cache_limit = limit
         self.sample_offset_per_folder = np.append(self.sample_offset_per_stream, self.num_samples)
         sourced = np.array([folder.remote is not None for folder in folders])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
@@ -28,6 +31,31 @@ def name_ranks_of_this_node() -> None:
             "launcher or torchrun, or export it"
         )
     os.environ["LOCAL_WORLD_SIZE"] = os.environ["LOCAL_SIZE"]
+
+
+START_TIMEOUT_S = 60
+
+
+@contextlib.contextmanager
+def one_start_at_a_time(leader: bool) -> Iterator[None]:
+    """In here the leader of a machine's ranks is the only one of this user who looks for free names in shared memory.
+
+    streaming takes the first free prefix without a lock, and of four jobs that started together one in four failed with
+    FileExistsError (streaming#901). After a minute the leader goes on without the lock: two jobs over several machines
+    could otherwise wait for each other.
+    """
+    if not leader:
+        yield
+        return
+    with open(Path(tempfile.gettempdir()) / f"pargo_ds_start_{os.getuid()}", "a") as file:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02)
+        yield
 
 
 def _owner_path(prefix: int) -> Path:

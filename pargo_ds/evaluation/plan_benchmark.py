@@ -10,7 +10,8 @@ The synthetic mix is one of instruction tuning at 288 + 16 visual tokens per pic
      5 %    several pictures     2 ... 8    200
 
 *Fill* is tokens over what all packs could hold, empty ones included. A *straggler ratio* is the maximum over the mean
-across ranks, summed over the micro-steps: 1.5 means that ranks take 1.5 times as long as if all had as many.
+across ranks in a micro-step. It is given twice: averaged over the micro-steps, where those with few pictures count as
+much as the others, and as the sum of maxima over the sum of means, which is how much longer ranks take in all.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class Balance:
     packs: int
     fill: float
     picture_straggler: float
+    """Average over the micro-steps of max over mean."""
+    picture_time: float
+    """Sum of the maxima over the sum of the means."""
     token_straggler: float
 
 
@@ -152,23 +156,26 @@ def _summed(tokens: NDArray[Any], pictures: NDArray[Any], budget: Budget) -> Bal
     return Balance(
         packs=tokens.size,
         fill=float(tokens.sum() / (tokens.size * budget.tokens_per_pack)),
-        picture_straggler=_straggler(pictures),
-        token_straggler=_straggler(tokens),
+        picture_straggler=_averaged(pictures),
+        picture_time=float(pictures.max(axis=1).sum() / max(1e-9, pictures.mean(axis=1).sum())),
+        token_straggler=_averaged(tokens),
     )
 
 
-def _straggler(loads: NDArray[Any]) -> float:
-    return float(loads.max(axis=1).sum() / max(1e-9, loads.mean(axis=1).sum()))
+def _averaged(loads: NDArray[Any]) -> float:
+    """Max over mean of each micro-step in which any rank has something, averaged."""
+    busy = loads[loads.any(axis=1)]
+    return float((busy.max(axis=1) / busy.mean(axis=1)).mean()) if len(busy) else 1.0
 
 
 def _table(found: dict[str, Balance], budget: Budget) -> str:
     lines = [
         f"packs of {budget.tokens_per_pack} tokens and {budget.pictures_per_pack} pictures, {budget.packs_per_step} a "
         f"step, {RANKS} ranks",
-        f"{'':<32}{'packs':>9}{'fill':>9}{'pictures':>11}{'tokens':>9}   (max / mean across ranks)",
+        f"{'':<32}{'packs':>9}{'fill':>9}{'pictures':>11}{'in time':>9}{'tokens':>9}   (max / mean across ranks)",
     ]
     for name, one in found.items():
-        stragglers = f"{one.picture_straggler:>11.3f}{one.token_straggler:>9.3f}"
+        stragglers = f"{one.picture_straggler:>11.3f}{one.picture_time:>9.3f}{one.token_straggler:>9.3f}"
         lines.append(f"{name:<32}{one.packs:>9}{one.fill:>9.1%}{stragglers}")
     return "\n".join(lines)
 

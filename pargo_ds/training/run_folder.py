@@ -24,6 +24,7 @@ LOCK_TIMEOUT_S = 60
 FREE_TO_CHANGE = (
     *("output", "checkpoint", "survival", "held_out", "reporting", "attention"),
     *("data.workers", "data.held_out", "data.cache", "data.cache_limit"),
+    "data.train.path",  # the saved data position knows the shards by their index, wherever they lie
 )
 
 
@@ -87,6 +88,13 @@ def differences(before: Any, now: Any, place: str = "") -> dict[str, tuple[Any, 
     """Dotted keys whose values differ, but for those in FREE_TO_CHANGE."""
     if place in FREE_TO_CHANGE or before == now:
         return {}
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        # The entries of a list share their place, so that "data.train.path" is the path of any stream.
+        return {
+            key: values
+            for old, new in zip(before, now, strict=True)
+            for key, values in differences(old, new, place).items()
+        }
     if isinstance(before, dict) and isinstance(now, dict):
         found: dict[str, tuple[Any, Any]] = {}
         for key in [*before, *(k for k in now if k not in before)]:

@@ -25,7 +25,7 @@ def benchmark(*arguments: str) -> int:
 
 
 def test_our_packs_are_fuller_and_more_alike_than_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Measured with 200,000 items: fill 0.998, 1.01 and with eight canonical nodes 1.04 for pictures."""
+    """Measured with 200,000 items: fill 0.998; pictures 1.04, with eight canonical nodes 1.15 (in time 1.01, 1.04)."""
     assert benchmark("--items", "40000", "--json", str(tmp_path / "plan.json")) == 0
     figures = json.loads((tmp_path / "plan.json").read_text())["packings"]
     ours = [one for name, one in figures.items() if name.startswith("ours")]
@@ -35,6 +35,7 @@ def test_our_packs_are_fuller_and_more_alike_than_the_others(tmp_path: Path, cap
     for one in ours:
         assert one["fill"] >= 0.98
         assert one["picture_straggler"] <= 1.2
+        assert one["picture_time"] <= 1.1
         assert one["token_straggler"] <= 1.02
         assert one["fill"] > max(other["fill"] for other in others)
         assert one["picture_straggler"] < min(other["picture_straggler"] for other in others)
@@ -78,7 +79,10 @@ def test_large_plan_is_measured_and_its_resume_is_exact() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_ten_million_items_are_planned_in_little_memory_and_resumed_at_once() -> None:
-    """Measured on two cores of a busy server: 2.0 s of CPU time and 350 MB."""
+    """Measured on two cores of a busy server: 2.6 s of CPU time, 4 to 9 s by the clock, and 350 to 360 MB.
+
+    The bound is on CPU time, because the clock also shows what else the machine does.
+    """
     found = plan_benchmark.measure_large(10_000_000)
     assert found["resume_in_mid_epoch_cpu_s"] < 5
     assert found["step_at_true_position_s"] < 1
