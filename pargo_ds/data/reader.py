@@ -33,6 +33,7 @@ from pargo_ds.data.shared_memory import (
     name_ranks_of_this_node,
     one_start_at_a_time,
     own_prefix,
+    release_with,
     remove_stale_shared_memory,
 )
 from pargo_ds.data.stores import ShardFolder
@@ -113,9 +114,13 @@ class SampleReader(StreamingDataset):
         self._work = np.zeros(0, np.int64)
         self._failure: ShardError | None = None
         self._pid = os.getpid()
+        owner = None
         if self._unique_rank_world.is_local_leader:
-            self._owner = own_prefix(self._shm_prefix_int)
+            owner = own_prefix(self._shm_prefix_int)
             self._note_what_is_there()
+        arrays = [self._next_epoch.arr, self._cache_usage.arr, self._shared_barrier._arr]
+        arrays += [self._shard_states, self._shard_access_times, self._holders]
+        release_with(self, [self._locals_shm, *(array.shm for array in arrays)], self._shm_prefix_int, owner)
         distributed.barrier()
 
     def shards_of_folder(self, folder: int) -> range:

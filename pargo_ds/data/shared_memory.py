@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import os
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from streaming.base.constant import BARRIER_FILELOCK, CACHE_FILELOCK, SHM_TO_CLEAN
-from streaming.base.shared import _get_path
+from streaming.base.shared import SharedMemory, _get_path
 
 OWNER = "pargo_ds_owner"
 HOLDERS = "pargo_ds_holders"
@@ -71,7 +74,35 @@ def own_prefix(prefix: int) -> int:
     descriptor, unnamed = tempfile.mkstemp(prefix="pargo_ds_")
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     os.rename(unnamed, _owner_path(prefix))
+    # streaming passes by a prefix whose lock file is there; else each new dataset opens the memory of all others and
+    # keeps it open.
+    _lock_path(prefix).touch()
     return descriptor
+
+
+def _lock_path(prefix: int) -> Path:
+    return Path(tempfile.gettempdir()) / _get_path(prefix, BARRIER_FILELOCK)
+
+
+def release_with(reader: Any, memories: list[SharedMemory], prefix: int, owner: int | None) -> None:
+    """Give a reader's shared memory back when the reader goes, in the process that made it.
+
+    streaming keeps it to the end of the process: 14 descriptors for each dataset that was ever made.
+    """
+    weakref.finalize(reader, _release, os.getpid(), memories, prefix, owner)
+
+
+def _release(pid: int, memories: list[SharedMemory], prefix: int, owner: int | None) -> None:
+    if os.getpid() != pid:  # a forked worker that ends
+        return
+    for memory in memories:
+        atexit.unregister(memory.cleanup)
+        with contextlib.suppress(BufferError, FileNotFoundError):
+            memory.cleanup()
+    if owner is not None:
+        _lock_path(prefix).unlink(missing_ok=True)
+        _owner_path(prefix).unlink(missing_ok=True)
+        os.close(owner)
 
 
 def remove_stale_shared_memory() -> None:
