@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Build shards on many nodes: slurm/shards.sh PARTS SOURCE OUT ... [-- SBATCH OPTIONS]
+# SOURCE OUT ... is what tools/build_shards.py takes. An array job builds the parts, a job after it merges them.
+# `-- --array=0-15%4` runs four parts of 16 at a time. A part that was ended goes on where it was.
+#SBATCH --job-name=pargo-shards
+#SBATCH --nodes=1
+#SBATCH --time=00:10:00
+#SBATCH --signal=B:USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+set -uo pipefail
+# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+here=$(dirname "$0")
+[ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
+[ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }
+# shellcheck source=slurm/core.sh
+source "$here/core.sh"
+open_project "$here"
+
+split_arguments "$@"
+set -- "${ARGUMENTS[@]}"
+[ $# -ge 3 ] && [[ $1 =~ ^[1-9][0-9]*$ ]] ||
+    die "$DO_NOT_RESTART" "slurm/shards.sh PARTS SOURCE OUT ...: a number of parts, then as for tools/build_shards.py"
+parts=$1
+shift
+
+submit_parts() { # the array, and the merge that waits until all of it has ended well
+    local id merge=(merge "$2") user=("${SBATCH_EXTRA[@]}") word take=''
+    for word in "$@"; do # what the merge must know of the parts, too
+        case $word in
+        --work=* | --max-rejects=*) merge+=("$word") ;;
+        *) case $take in --work | --max-rejects) merge+=("$take" "$word") ;; esac ;;
+        esac
+        take=$word
+    done
+    # arrays: %A is the job, %a the part
+    SBATCH_EXTRA=(--array="0-$((parts - 1))" --output="$SITE_LOGS/%x-%A_%a.out" "${user[@]}")
+    id=$(submit small shards.sh "$parts" "$@") && [ -n "$id" ] || exit "$DO_NOT_RESTART"
+    echo "parts: job $id"
+    # Without the second option a merge whose parts have failed would wait for ever.
+    SBATCH_EXTRA=(--dependency="afterok:$id" --kill-on-invalid-dep=yes --job-name=pargo-merge)
+    id=$(submit small shards.sh 1 "${merge[@]}") && [ -n "$id" ] || exit "$DO_NOT_RESTART"
+    echo "merge: job $id"
+}
+
+in_job || { submit_parts "$@" && exit; }
+if [ -z "${PARGO_SUBMITTED:-}" ]; then
+    say "submitting an array of $parts parts and the merge with the values of slurm/site.env"
+    submit_parts "$@"
+    exit
+fi
+# shellcheck disable=SC2034 # read by run_process
+RESUMABLE=yes
+[ "$1" = merge ] || set -- "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
+run_process tools/build_shards.py "$@"
