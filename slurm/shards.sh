@@ -1,43 +1,57 @@
 #!/usr/bin/env bash
-# Build MDS shards on many nodes: an array job, each task one part, then one task that merges them.
-#
-#   job=$(sbatch --parsable --array=0-15 slurm/shards.sh llava data/llava mix665k.json --pictures images)
-#   sbatch --dependency=afterok:"${job%%;*}" slurm/shards.sh merge data/llava
-#
-# The arguments are those of tools/build_shards.py, without --part and --workers. A task that was killed or ran out of
-# time: submit the same array again, finished chunks are kept. OUT (or --work, for s3://...) must be on a disk that all
-# nodes share. slurm/site.env says what is special about the cluster; it must set PYTHON.
-#SBATCH --job-name=shards
+# Build shards on many nodes: slurm/shards.sh PARTS SOURCE OUT ... [-- SBATCH OPTIONS]
+# SOURCE OUT ... is what tools/build_shards.py takes. An array job builds the parts, a job after it merges them.
+# `-- --array=0-15%4` runs four parts of 16 at a time. A part that was ended goes on where it was.
+#SBATCH --job-name=pargo-shards
 #SBATCH --nodes=1
-#SBATCH --ntasks=1
-#SBATCH --cpus-per-task=16
-#SBATCH --time=12:00:00
-#SBATCH --output=%x-%A_%a.log
-set -euo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
+#SBATCH --time=00:10:00
+#SBATCH --signal=B:USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
 
-if [ ! -f slurm/site.env ]; then
-    echo "error: slurm/site.env is missing: submit from the repository's folder, and put PYTHON=/path/to/python (an" \
-        "interpreter that has the packages) and modules to load into that file" >&2
-    exit 2
-fi
-set -a
-# shellcheck disable=SC1091
-. slurm/site.env
-set +a
-: "${PYTHON:?slurm/site.env does not set PYTHON}"
-if [ $# -eq 0 ]; then
-    echo "error: no arguments; expected those of tools/build_shards.py (see its --help)" >&2
-    exit 2
-fi
+set -uo pipefail
+# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+here=$(dirname "$0")
+[ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
+[ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }
+# shellcheck source=slurm/core.sh
+source "$here/core.sh"
+open_project "$here"
 
-export OMP_NUM_THREADS=1 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-options=()
-if [ "$1" != merge ]; then
-    options=(--workers "${SLURM_CPUS_PER_TASK:-$(nproc)}")
-    if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
-        # Parts are numbered from 0 whatever the array's first number is.
-        options+=(--part "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/${SLURM_ARRAY_TASK_COUNT:?}")
-    fi
+split_arguments "$@"
+set -- "${ARGUMENTS[@]}"
+[ $# -ge 3 ] && [[ $1 =~ ^[1-9][0-9]*$ ]] ||
+    die "$DO_NOT_RESTART" "slurm/shards.sh PARTS SOURCE OUT ...: a number of parts, then as for tools/build_shards.py"
+parts=$1
+shift
+
+submit_parts() { # the array, and the merge that waits until all of it has ended well
+    local id merge=(merge "$2") user=("${SBATCH_EXTRA[@]}") word take=''
+    for word in "$@"; do # what the merge must know of the parts, too
+        case $word in
+        --work=* | --max-rejects=*) merge+=("$word") ;;
+        *) case $take in --work | --max-rejects) merge+=("$take" "$word") ;; esac ;;
+        esac
+        take=$word
+    done
+    # arrays: %A is the job, %a the part
+    SBATCH_EXTRA=(--array="0-$((parts - 1))" --output="$SITE_LOGS/%x-%A_%a.out" "${user[@]}")
+    id=$(submit small shards.sh "$parts" "$@") && [ -n "$id" ] || exit "$DO_NOT_RESTART"
+    echo "parts: job $id"
+    # Without the second option a merge whose parts have failed would wait for ever.
+    SBATCH_EXTRA=(--dependency="afterok:$id" --kill-on-invalid-dep=yes --job-name=pargo-merge)
+    id=$(submit small shards.sh 1 "${merge[@]}") && [ -n "$id" ] || exit "$DO_NOT_RESTART"
+    echo "merge: job $id"
+}
+
+in_job || { submit_parts "$@" && exit; }
+if [ -z "${PARGO_SUBMITTED:-}" ]; then
+    say "submitting an array of $parts parts and the merge with the values of slurm/site.env"
+    submit_parts "$@"
+    exit
 fi
-exec "$PYTHON" tools/build_shards.py "$@" "${options[@]}"
+# shellcheck disable=SC2034 # read by run_process
+RESUMABLE=yes
+[ "$1" = merge ] || set -- "$@" --part "$SLURM_ARRAY_TASK_ID/$parts"
+run_process tools/build_shards.py "$@"

@@ -55,12 +55,18 @@ def steps_done(run_dir: Path) -> int:
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def wait_for_progress(process: subprocess.Popen, run_dir: Path, log: Path, steps: int = 1) -> None:
-    """Until the run has done more steps than its newest checkpoint had when it started."""
+def metrics_file(run_dir: Path) -> int:
+    """Which file it is: a run that continues writes a new one, without the lines of steps it will do again."""
+    path = run_dir / "metrics.jsonl"
+    return path.stat().st_ino if path.is_file() else 0
+
+
+def wait_for_progress(process: subprocess.Popen, run_dir: Path, log: Path, old_file: int) -> None:
+    """Until the run has done a step beyond the checkpoint that it started from."""
     latest = run_dir / "checkpoints" / "latest"
     resumed = int(latest.read_text().strip()[5:]) if latest.is_file() else 0
     deadline = time.monotonic() + START_TIMEOUT_S
-    while steps_done(run_dir) < resumed + steps or '"running"' not in (run_dir / "state.json").read_text():
+    while metrics_file(run_dir) == old_file or steps_done(run_dir) <= resumed:
         assert process.poll() is None, log.read_text()[-4000:]
         assert time.monotonic() < deadline, log.read_text()[-4000:]
         time.sleep(0.02)
@@ -71,9 +77,13 @@ def kill_and_compare(tiny_run, folder: Path, ranks: int, kills: int, seed: int) 
     path = run_file(tiny_run, folder, "killed")
     run_dir, log = folder / "killed", path.with_suffix(".log")
     for number in range(kills):
+        old_file = metrics_file(run_dir)
         process = start(path, ranks)
-        wait_for_progress(process, run_dir, log)
-        time.sleep(drawn.uniform(0, 0.6))
+        if number % 10 == 9:  # now and then while it starts
+            time.sleep(drawn.uniform(0, 12))
+        else:
+            wait_for_progress(process, run_dir, log, old_file)
+            time.sleep(drawn.uniform(0, 0.6))
         kill_all(process)
         print(f"kill {number + 1}: after step {steps_done(run_dir)}", flush=True)
     process = start(path, ranks, "--stop-after", str(steps_done(run_dir) + 2))

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Pre-training -> export -> fine-tuning -> export -> evaluation, each a job that waits for the one before it:
+#   slurm/pipeline.sh [PRETRAIN.yaml FINETUNE.yaml [SHARDS]]
+# FINETUNE.yaml's start_from is where the first export goes. SHARDS for the evaluation: default data.held_out of FINETUNE.yaml.
+# Stages that are finished (DONE) are left out, so that the same command goes on after a failure. Not for sbatch.
+
+set -uo pipefail
+here=$(dirname "$0")
+[ -f "$here/core.sh" ] || { echo "error: slurm/pipeline.sh submits jobs itself; call it without sbatch" >&2 && exit 2; }
+# shellcheck source=slurm/core.sh
+source "$here/core.sh"
+open_project "$here"
+
+pretrain=${1:-ds_configs/pretrain.yaml} finetune=${2:-ds_configs/finetune.yaml}
+more=()
+[ -z "$SITE_RUNS" ] || more=(--set "output=$SITE_RUNS")
+last=''
+
+chain() { # KIND SCRIPT ARGUMENTS...: submit it to run when the job before it has ended well
+    SBATCH_EXTRA=()
+    # A job that goes back into the queue keeps its id: afterok waits for its last end. Without the second option
+    # jobs after a failed one would wait for ever.
+    [ -z "$last" ] || SBATCH_EXTRA=(--dependency="afterok:$last" --kill-on-invalid-dep=yes)
+    last=$(submit "$@") && [ -n "$last" ] || die "$DO_NOT_RESTART" "sbatch refused ${*:2}; cancel the jobs above with scancel"
+    echo "${*:2}: job $last"
+}
+
+enter_environment
+read_run "$pretrain" "${more[@]}" || exit "$DO_NOT_RESTART"
+first=$RUN_DIR
+read_run "$finetune" "${more[@]}" || exit "$DO_NOT_RESTART"
+[ -n "$START_FROM" ] || die "$DO_NOT_RESTART" "$finetune has no start_from; give it the folder for the first export, such as $first/export"
+shards=${3:-$HELD_OUT}
+
+[ -e "$first/DONE" ] || chain training pretrain.sh "$pretrain"
+[ -z "$last" ] && [ -d "$START_FROM" ] || chain small convert.sh "$first" "$START_FROM" --force
+[ -e "$RUN_DIR/DONE" ] || chain training finetune.sh "$finetune"
+[ -z "$last" ] && [ -d "$RUN_DIR/export" ] || chain small convert.sh "$RUN_DIR" "$RUN_DIR/export" --merge-lora --force
+[ -z "$shards" ] || chain evaluation evaluate.sh "$RUN_DIR/export" "$shards" --run "$RUN_DIR/config.yaml"

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Pre-training: slurm/pretrain.sh [RUN.yaml] [--set a.b=c ...] [-- SBATCH OPTIONS], or sbatch slurm/pretrain.sh [RUN.yaml] [...].
+# The run goes on by itself after its time is up, a preemption, a crash or a lost node; see docs/slurm.md.
+# These lines only bring a plain sbatch under way; the job then asks again, for what slurm/site.env says.
+#SBATCH --job-name=pargo-pretrain
+#SBATCH --nodes=1
+#SBATCH --time=00:10:00
+#SBATCH --signal=B:USR1@60
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.out
+
+set -uo pipefail
+# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+here=$(dirname "$0")
+[ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
+[ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }
+# shellcheck source=slurm/core.sh
+source "$here/core.sh"
+open_project "$here"
+# shellcheck source=slurm/training.sh
+source slurm/training.sh
+training pretrain.sh ds_configs/pretrain.yaml "$@"

@@ -1,0 +1,45 @@
+"""From pre-training to an evaluated model in one command, and the jobs around training."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def test_pipeline_goes_from_pre_training_to_an_evaluated_export(project):
+    pretrain = project.run_file("first", train={"steps": 20})
+    finetune = project.run_file("second", train={"steps": 4}, start_from=str(project.run_dir("first") / "export"))
+    output = project.cluster.command("slurm/pipeline.sh", str(pretrain), str(finetune), cwd=project.folder)
+    jobs = [line.split()[-1] for line in output.splitlines()]
+    assert [line.split()[0] for line in output.splitlines()] == [
+        "pretrain.sh", "convert.sh", "finetune.sh", "convert.sh", "evaluate.sh"
+    ]  # fmt: skip
+    # A first stage that goes back into the queue holds the others up, and does not let them go.
+    project.wait_step(jobs[0], "first", 4)
+    project.cluster.command("scancel", "--batch", "--signal=USR1", jobs[0])
+    project.wait_requeued(jobs[0], "first")
+    assert all(project.cluster.field(job, "JobState") == "PENDING" for job in jobs[1:])
+    for job in jobs:
+        assert project.wait_end(job, seconds=480) == "COMPLETED", project.explain(job)
+    assert project.state("first")["state"] == project.state("second")["state"] == "done"
+    assert (project.run_dir("second") / "export/config.json").is_file()
+    figures = json.loads((project.run_dir("second") / "evaluation.json").read_text())
+    assert 0 < figures["held_out"]["loss"] < 2 * math.log(400)
+    assert "held-out loss" in project.log(jobs[-1])
+    # What is finished is not done again.
+    output = project.cluster.command("slurm/pipeline.sh", str(pretrain), str(finetune), cwd=project.folder)
+    assert [line.split()[0] for line in output.splitlines()] == ["evaluate.sh"]
+    assert project.wait_end(output.split()[-1]) == "COMPLETED"
+
+
+def test_a_stage_that_fails_ends_the_pipeline(project):
+    pretrain = project.run_file("lost", data={"held_out": "nowhere"})
+    finetune = project.run_file("never", start_from=str(project.run_dir("lost") / "export"))
+    output = project.cluster.command("slurm/pipeline.sh", str(pretrain), str(finetune), cwd=project.folder)
+    states = [project.wait_end(line.split()[-1]) for line in output.splitlines()]
+    assert states == ["FAILED"] + ["CANCELLED"] * 4
+    assert not project.run_dir("never").exists()

@@ -1,0 +1,208 @@
+"""Trainings on a real Slurm of two nodes: ended in every way, and as good as uninterrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import statistics
+from pathlib import Path
+
+import pytest
+from tiny import metrics
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+STEPS = 40
+# Two ranks add up their gradients in another order than one; measured 2e-7.
+ONE_RANK_TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="session")
+def whole(project) -> list[float]:
+    """Losses of an uninterrupted run on two nodes."""
+    job = project.submit("pretrain.sh", project.run_file("whole"))
+    assert project.wait_end(job, "whole") == "COMPLETED", project.explain(job, "whole")
+    assert project.state("whole")["state"] == "done"
+    assert project.cluster.field(job, "Restarts") == "0"
+    assert "2 x 1 ranks on node1 node2" in project.log(job)
+    return project.losses("whole")
+
+
+def start(project, name: str, step: int = 10, **changes: object) -> str:
+    """Submit a run and wait until it is under way."""
+    job = project.submit("pretrain.sh", project.run_file(name, **changes))
+    project.wait_step(job, name, step)
+    return job
+
+
+def came_to_its_end(project, job: str, name: str) -> None:
+    assert project.wait_end(job, name, seconds=480) == "COMPLETED", project.explain(job, name)
+    assert project.state(name)["state"] == "done"
+    assert not (project.run_dir(name) / "STOP").exists()
+
+
+def test_a_run_on_two_nodes_comes_to_its_end(whole):
+    assert len(whole) == STEPS
+
+
+@pytest.mark.parametrize("signal_options", [("--batch", "--signal=USR1"), ("--signal=TERM",)], ids=["script", "ranks"])
+def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, signal_options):
+    """To the script, as before the end of its time; or to the ranks alone, as Slurm does at a preemption by default."""
+    name = f"signalled_{len(signal_options)}"
+    # The ranks' signal goes to wandb's own process too, which then ends under the run's hands.
+    wandb = "offline" if "--batch" in signal_options else "disabled"
+    job = start(project, name, reporting={"wandb": wandb})
+    project.cluster.command("scancel", *signal_options, job)
+    project.wait_requeued(job, name)
+    state = project.state(name)
+    assert state["state"] == "interrupted"
+    assert 10 <= state["step"] < STEPS
+    came_to_its_end(project, job, name)
+    assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
+    assert project.losses(name) == whole
+    if wandb == "disabled":
+        return
+    ids, starts = project.wandb_segments(name)
+    assert (len(ids), starts) == (1, 2)
+    assert ids == {(project.run_dir(name) / "wandb_id").read_text()}
+    assert "wandb sync" in project.log(job)
+
+
+def test_a_preempted_run_makes_room_and_goes_on(project, whole):
+    job = start(project, "preempted")
+    options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    other = project.cluster.command("sbatch", "--parsable", *options).strip()
+    project.wait_requeued(job, "preempted")
+    assert project.wait_end(other, hurry=False) == "COMPLETED"
+    assert project.state("preempted")["state"] == "interrupted"
+    came_to_its_end(project, job, "preempted")
+    assert project.losses("preempted") == whole
+
+
+def test_a_run_whose_time_is_up_goes_on_in_the_next_segment(project, whole):
+    # Slurm counts whole minutes, and its signal may come one early: half a minute or so is left for training.
+    project.site(TIME="2", SIGNAL_LEAD="70")
+    seconds = [line["step_s"] for line in metrics(project.run_dir("whole"))]
+    steps = max(STEPS, round(90 / statistics.median(seconds)))
+    job = project.submit("pretrain.sh", project.run_file("timed", train={"steps": steps}))
+    project.wait_requeued(job, "timed")
+    assert "asked to stop" in project.log(job)
+    assert project.state("timed")["state"] == "interrupted"
+    # A machine under load would need many such segments; the second one may have more time.
+    project.cluster.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    came_to_its_end(project, job, "timed")
+    assert len(project.losses("timed")) == steps
+
+
+def ranks_of(run_file: Path) -> list[int]:
+    """Process ids of the ranks that train a run file."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (folder / "cmdline").read_text().split("\0")
+            if str(run_file) in words and words[1:3] == ["-m", "pargo_ds.train"]:
+                found.append(int(folder.name))
+    return sorted(found)
+
+
+def test_a_run_goes_on_after_one_of_its_ranks_was_killed(project, whole):
+    job = start(project, "killed")
+    os.kill(ranks_of(project.folder / "killed.yaml")[-1], signal.SIGKILL)
+    project.wait_requeued(job, "killed")
+    came_to_its_end(project, job, "killed")
+    assert project.losses("killed") == whole
+    assert len(project.wandb_segments("killed")[0]) == 1
+
+
+def test_a_run_that_lost_a_node_goes_on_with_the_other(project, whole):
+    project.site(NODES="1-2")
+    job = start(project, "halved")
+    project.cluster.kill_node("node2")
+    try:
+        project.wait_requeued(job, "halved")
+        came_to_its_end(project, job, "halved")
+        assert project.cluster.field(job, "NodeList") == "node1"
+        assert "starting 1 x 1 ranks on node1 after step" in project.log(job)
+        losses = project.losses("halved")
+        assert losses == pytest.approx(whole, rel=ONE_RANK_TOLERANCE)
+        worst = max(abs(a - b) / b for a, b in zip(losses, whole, strict=True))
+        print(f"one rank instead of two: losses differ by {worst:.1e} at most")
+    finally:
+        project.cluster.start_node("node2")
+        project.cluster.wait_idle()
+
+
+def test_restarts_without_a_new_checkpoint_come_to_an_end(project):
+    # The rank dies in each start before the first checkpoint, as with a fault of its node.
+    run_file = project.run_file("hopeless", checkpoint={"every": 1000})
+    job = project.submit("pretrain.sh", run_file)
+    for restarts in (0, 1):  # SITE_MAX_RESTARTS=1: one restart, and no more
+        project.hurry(job)
+        project.wait_step(job, "hopeless", 1)
+        os.kill(ranks_of(run_file)[0], signal.SIGKILL)
+        if restarts == 0:
+            project.wait_requeued(job, "hopeless")
+            (project.run_dir("hopeless") / "metrics.jsonl").unlink()
+    assert project.wait_end(job, "hopeless") == "FAILED", project.explain(job, "hopeless")
+    assert project.cluster.field(job, "Restarts") == "1"
+    assert "1 restarts in a row brought no checkpoint after step 0" in project.log(job)
+
+
+def test_a_stop_file_and_scancel_end_a_run_for_good(project):
+    job = start(project, "stopped", 4)
+    (project.run_dir("stopped") / "STOP").touch()
+    assert project.wait_end(job, "stopped") == "FAILED"
+    assert project.cluster.field(job, "ExitCode") == "3:0"
+    assert project.state("stopped")["state"] == "interrupted"
+    job = project.submit("pretrain.sh", project.folder / "stopped.yaml")
+    project.wait_step(job, "stopped", project.state("stopped")["step"] + 2)
+    project.cluster.command("scancel", job)
+    assert project.wait_end(job, "stopped") == "CANCELLED"
+    project.cluster.wait_idle()
+    assert project.cluster.field(job, "JobState") == "CANCELLED"
+    assert project.cluster.field(job, "Restarts") == "0"
+
+
+def test_a_hopeless_run_is_not_started_again(project):
+    held_out = project.folder / "no_shards"
+    job = project.submit("pretrain.sh", project.run_file("faulty", data={"held_out": str(held_out)}))
+    assert project.wait_end(job, "faulty") == "FAILED"
+    assert project.cluster.field(job, "Restarts") == "0"
+    assert project.cluster.field(job, "ExitCode") == "2:0"
+    assert "starting again would not help" in project.log(job)
+    assert str(held_out) in project.log(job)
+
+
+def test_a_bad_node_is_left_out(project):
+    """node2's scratch folder cannot be written, as its own mount namespace lets us arrange."""
+    scratch = project.folder / "scratch"
+    scratch.mkdir()
+    pid = str(project.cluster.processes["node2"].pid)
+    project.cluster.command(
+        "nsenter", "--target", pid, "--mount", "mount", "-t", "tmpfs", "-o", "ro", "none", str(scratch)
+    )
+    project.site(NODES="1-2", SCRATCH=str(scratch))
+    job = project.submit("pretrain.sh", project.run_file("picky", train={"steps": 4}))
+    came_to_its_end(project, job, "picky")
+    assert "node node2 is bad" in project.log(job)
+    assert "starting 1 x 1 ranks on node1" in project.log(job)
+    project.site(SCRATCH=str(scratch))
+    job = project.submit("pretrain.sh", project.run_file("choosy", train={"steps": 4}))
+    project.wait_requeued(job, "choosy")
+    project.wait_field(job, "ExcNodeList", "node2")
+    project.cluster.command("scancel", job)
+    project.cluster.command("nsenter", "--target", pid, "--mount", "umount", str(scratch))
+
+
+def test_plain_sbatch_asks_again_with_the_values_of_the_site(project):
+    project.site(RANKS_PER_NODE="2")
+    run_file = project.run_file("typed", train={"steps": 4})
+    first = project.cluster.command(
+        "sbatch", "--parsable", "slurm/pretrain.sh", str(run_file), cwd=project.folder
+    ).strip()
+    assert project.wait_end(first) == "COMPLETED"
+    (log,) = project.folder.glob(f"*-{first}.out")
+    assert "is not what slurm/site.env asks for: 1 nodes instead of 2" in log.read_text()
+    second = log.read_text().split("job ")[-1].split()[0]
+    came_to_its_end(project, second, "typed")
+    assert "2 x 2 ranks" in project.log(second)
