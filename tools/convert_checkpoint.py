@@ -1,13 +1,21 @@
 #!/usr/bin/env python
-"""Convert checkpoints between formats.
+"""Convert checkpoints between formats, and compare what they hold.
 
-  zero-to-hf CHECKPOINT OUT   a training checkpoint -> a Hugging Face folder that from_pretrained loads
+  zero-to-hf CHECKPOINT OUT        a training checkpoint -> a Hugging Face folder that from_pretrained loads
+  zero-to-megatron CHECKPOINT OUT  a training checkpoint -> a torch_dist checkpoint of megatron-core (LoRA merged)
+  hf-to-megatron FOLDER OUT        an exported Hugging Face folder -> the same
+  megatron-to-hf CHECKPOINT OUT    a torch_dist checkpoint -> a Hugging Face folder
+  verify A B                       any two of these: the same tensors? With --picture and --question: the same logits?
 
-CHECKPOINT is a step folder (runs/NAME/checkpoints/step_00000500) or a run's folder (then its newest checkpoint).
+CHECKPOINT of a training run is a step folder (runs/NAME/checkpoints/step_00000500) or a run's folder (then its newest
+checkpoint). verify exits with 0 when both hold the same model, with 1 when not; faulty input exits with 2.
 
 examples:
   python tools/convert_checkpoint.py zero-to-hf runs/pretrain runs/pretrain/export
   python tools/convert_checkpoint.py zero-to-hf runs/finetune runs/finetune/export --merge-lora
+  python tools/convert_checkpoint.py hf-to-megatron runs/finetune/export runs/finetune/megatron
+  python tools/convert_checkpoint.py megatron-to-hf megatron_run/checkpoints OUT --base runs/finetune/export
+  python tools/convert_checkpoint.py verify runs/finetune runs/finetune/megatron
 """
 
 from __future__ import annotations
@@ -16,31 +24,118 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
+
+RUN_HELP = "step folder, or a run's folder (its newest checkpoint)"
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    zero = commands.add_parser("zero-to-hf", help="training checkpoint -> Hugging Face folder")
-    zero.add_argument("checkpoint", type=Path, help="step folder, or a run's folder (its newest checkpoint)")
-    zero.add_argument("out", type=Path, help="folder to write; must not exist without --force")
+
+    def command(name: str, says: str, source: str, source_help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=says)
+        added.add_argument(source, type=Path, help=source_help)
+        added.add_argument("out", type=Path, help="folder to write; must not exist without --force")
+        added.add_argument("--force", action="store_true", help="replace OUT if it exists")
+        return added
+
+    zero = command("zero-to-hf", "training checkpoint -> Hugging Face folder", "checkpoint", RUN_HELP)
     zero.add_argument("--merge-lora", action="store_true", help="add LoRA into the LLM's weights; else adapter/ beside")
-    zero.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    return parser.parse_args()
+    to_megatron = [
+        command("zero-to-megatron", "training checkpoint -> torch_dist checkpoint", "checkpoint", RUN_HELP),
+        command("hf-to-megatron", "Hugging Face folder -> torch_dist checkpoint", "folder", "exported folder"),
+    ]
+    for added in to_megatron:
+        added.add_argument("--separate-layers", action="store_true", help="a key per layer (non_homogeneous_layers)")
+    back = command("megatron-to-hf", "torch_dist checkpoint -> Hugging Face folder", "checkpoint", "its folder")
+    verify = commands.add_parser("verify", help="do two folders hold the same model?")
+    verify.add_argument("first", type=Path, metavar="A", help="Hugging Face folder, torch_dist or training checkpoint")
+    verify.add_argument("second", type=Path, metavar="B", help="likewise")
+    verify.add_argument("--picture", type=Path, help="compare the logits for this picture ...")
+    verify.add_argument("--question", help="... and this question")
+    verify.add_argument("--tolerance", type=float, default=0.0, help="largest difference that is allowed (default 0)")
+    for added in (back, verify):
+        added.add_argument("--base", type=Path, help="exported folder with what a checkpoint of Megatron's own lacks")
+    options = parser.parse_args(arguments)
+    if options.command == "verify" and (options.picture is None) != (options.question is None):
+        verify.error("--picture and --question belong together")
+    return options
+
+
+def run_zero_to_hf(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.zero_to_hf import convert
+
+    counts = convert(options.checkpoint, options.out, merge_lora=options.merge_lora, force=options.force)
+    print(f"{options.out}: {counts['trained']:,} trained and {counts['frozen']:,} frozen parameters")
+    return 0
+
+
+def write_megatron(options: argparse.Namespace, path: Path, source_class: Any) -> int:
+    from pargo_ds.convert.hf_to_megatron import to_megatron
+    from pargo_ds.convert.whole_output import check_free_to_write
+
+    check_free_to_write(options.out.absolute(), force=options.force, sources=[path])
+    source = source_class(path)
+    count = to_megatron(source, options.out, separate_layers=options.separate_layers, force=options.force)
+    print(f"{options.out}: {count} tensors")
+    return 0
+
+
+def run_zero_to_megatron(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.checkpoint_weights import CheckpointWeights
+
+    return write_megatron(options, options.checkpoint, CheckpointWeights)
+
+
+def run_hf_to_megatron(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.hf_folder import HFFolder
+
+    return write_megatron(options, options.folder, HFFolder)
+
+
+def run_megatron_to_hf(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.megatron_to_hf import megatron_to_hf
+
+    count = megatron_to_hf(options.checkpoint, options.out, base=options.base, force=options.force)
+    print(f"{options.out}: {count} tensors")
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.verify import compare, compare_logits, open_weights
+
+    first, second = open_weights(options.first, options.base), open_weights(options.second, options.base)
+    comparison = compare(first, second)
+    print(comparison)
+    same = comparison.fits(options.tolerance)
+    if options.picture is not None:
+        if comparison.only_first or comparison.only_second or comparison.misshapen:
+            print("logits: not compared, the models differ in structure")
+            return 1
+        difference = compare_logits(first, second, options.picture, options.question)
+        print(f"logits: largest difference {difference:.3e}")
+        same = same and difference <= options.tolerance
+    print("the same" if same else "NOT the same")
+    return 0 if same else 1
 
 
 def main() -> int:
     options = parse_arguments()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # conversion is work for the CPU
-    from pargo_ds.convert.zero_to_hf import convert
-
+    commands = {
+        "zero-to-hf": run_zero_to_hf,
+        "zero-to-megatron": run_zero_to_megatron,
+        "hf-to-megatron": run_hf_to_megatron,
+        "megatron-to-hf": run_megatron_to_hf,
+        "verify": run_verify,
+    }
     try:
-        counts = convert(options.checkpoint, options.out, merge_lora=options.merge_lora, force=options.force)
+        return commands[options.command](options)
     except (ValueError, OSError) as error:
         print(f"convert_checkpoint: error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.out}: {counts['trained']:,} trained and {counts['frozen']:,} frozen parameters")
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""Weights of any source -> a torch_dist checkpoint: the LLM as a megatron-core GPTModel, the rest under `pargo.`.
+
+OUT/  .metadata  metadata.json  common.pt  __0_0.distcp ...    what dist_checkpointing.load reads
+      pargo/gpt_model.json       arguments of TransformerConfig and GPTModel
+      pargo/huggingface/         configuration, tokenizer and template, for the way back
+      pargo/manifest.json        size and hash of every other file
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import xxhash
+
+from pargo_ds.checkpoint.manifest import CheckpointError, describe_file
+from pargo_ds.convert.megatron_arguments import gpt_arguments
+from pargo_ds.convert.megatron_layout import Entry, Layout
+from pargo_ds.convert.torch_dist import FILE_BYTES, Chunk, write_torch_dist
+from pargo_ds.convert.weights import LLM, WeightSource, progress, total_bytes
+from pargo_ds.convert.whole_output import whole_output
+
+OURS = "pargo"
+DESCRIPTION, ARGUMENTS, MANIFEST = f"{OURS}/huggingface", f"{OURS}/gpt_model.json", f"{OURS}/manifest.json"
+PREFIX = "pargo."
+"""Of the vision tower's and the projector's tensors."""
+
+
+def to_megatron(
+    source: WeightSource, out: Path, *, separate_layers: bool = False, force: bool = False, file_bytes: int = FILE_BYTES
+) -> int:
+    """Write `out`; returns the number of tensors of the source. Memory: one layer's largest tensor, or the embedding.
+
+    Args:
+        separate_layers: one key per layer (megatron-core's `non_homogeneous_layers`) instead of stacked ones.
+        file_bytes: a new .distcp file begins after so many.
+
+    Raises:
+        CheckpointError: the LLM has something that GPTModel lacks, or its tensors cannot be read; `out` exists, or the
+            disk is too full. `out` is whole or absent.
+    """
+    text = source.config.text_config
+    layout, arguments = Layout.of(text), gpt_arguments(text)
+    chunks = list(chunks_of(source, layout, stacked=not separate_layers))
+    needed = total_bytes(source.specs.values())
+    with whole_output(out, force=force, needed=needed, sources=[source.where]) as aside:
+        with progress("megatron-core checkpoint", needed) as advance:
+            content = {"non_homogeneous_layers": True} if separate_layers else None
+            extra = layout.extra_states(stacked=not separate_layers)
+            write_torch_dist(aside, chunks, extra, content, advance, file_bytes)
+        (aside / OURS).mkdir()
+        (aside / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
+        source.write_description(aside / DESCRIPTION)
+        write_manifest(aside)
+    return len(source.specs)
+
+
+def chunks_of(source: WeightSource, layout: Layout, stacked: bool) -> Iterator[Chunk]:
+    """What is to be written, in the order of the model; nothing is read yet."""
+    named = set()
+    for entry in layout.entries():
+        specs = [source.specs[LLM + part] for part in entry.parts]
+        dtypes = {spec.dtype for spec in specs}
+        if len(dtypes) > 1:
+            raise CheckpointError(f"{source.where}: {', '.join(entry.parts)} become one tensor but differ: {dtypes}")
+        shape = tuple(layout.join(entry, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in specs]).shape)
+        named |= {LLM + part for part in entry.parts}
+        read = partial(_joined, source, layout, entry)
+        if stacked and entry.layer is not None:
+            offsets = (entry.layer, *(0 for _ in shape))
+            whole = (layout.layers, *shape)
+            yield Chunk(entry.key(True), whole, offsets, (1, *shape), *dtypes, lambda read=read: read()[None])
+        else:
+            yield Chunk(entry.key(stacked), shape, (0,) * len(shape), shape, *dtypes, read)
+    for name, spec in source.specs.items():
+        if name not in named:
+            if name.startswith(LLM):
+                raise CheckpointError(f"{source.where}: {name} has no place in a GPTModel")
+            zeros = (0,) * len(spec.shape)
+            yield Chunk(PREFIX + name, spec.shape, zeros, spec.shape, spec.dtype, partial(source.read, name))
+
+
+def _joined(source: WeightSource, layout: Layout, entry: Entry) -> torch.Tensor:
+    return layout.join(entry, [source.read(LLM + part) for part in entry.parts])
+
+
+def write_manifest(folder: Path) -> None:
+    """Size and hash of every file of the checkpoint."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): describe_file(path) for path in paths}
+    body = {"format": "pargo_ds torch_dist 1", "files": files}
+    (folder / MANIFEST).write_text(json.dumps(body | {"hash": hash_of(body)}, indent=1) + "\n")
+
+
+def hash_of(body: dict) -> str:
+    """Of a manifest without its own hash."""
+    return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()

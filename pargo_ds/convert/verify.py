@@ -1,0 +1,155 @@
+"""Do two folders hold the same model? Hugging Face folder, training checkpoint or torch_dist, in any combination."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.convert.checkpoint_weights import CheckpointWeights
+from pargo_ds.convert.hf_folder import HFFolder
+from pargo_ds.convert.megatron_to_hf import TRACKER, MegatronWeights
+from pargo_ds.convert.torch_dist_metadata import METADATA
+from pargo_ds.convert.weights import WeightSource, progress, total_bytes
+from pargo_ds.model import ParGoForConditionalGeneration
+
+
+@dataclass
+class Comparison:
+    """What `compare` found. `differing` maps names to the largest absolute difference of their elements."""
+
+    tensors: int = 0
+    only_first: list[str] = field(default_factory=list)
+    only_second: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    differing: dict[str, float] = field(default_factory=dict)
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """Tensors of different types, such as "bfloat16 and float32"; their values are compared in fp64."""
+
+    def fits(self, tolerance: float = 0.0) -> bool:
+        """Same names, shapes and values up to `tolerance`; without one the same types and bits."""
+        if self.only_first or self.only_second or self.misshapen:
+            return False
+        return self.largest <= tolerance if tolerance > 0 else not self.differing and not self.dtypes
+
+    @property
+    def largest(self) -> float:
+        return max(self.differing.values(), default=0.0)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(names)} tensors {what}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
+            for what, names in (
+                ("only in the first", self.only_first),
+                ("only in the second", self.only_second),
+                ("of different shapes", self.misshapen),
+                ("of different types", [f"{name} ({types})" for name, types in self.dtypes.items()]),
+            )
+            if names
+        ]
+        if self.differing:
+            worst = max(self.differing, key=lambda name: self.differing[name])
+            lines.append(
+                f"{len(self.differing)} of {self.tensors} common tensors differ, most {worst}: {self.largest:.3e}"
+            )
+        else:
+            lines.append(f"{self.tensors} common tensors, all equal")
+        return "\n".join(lines)
+
+
+def open_weights(path: Path, base: Path | None = None) -> WeightSource:
+    """The weights at `path`, whatever the format. Raises CheckpointError when it is none of the three."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder")
+    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+        return MegatronWeights(path, base)
+    if (path / "config.json").is_file():
+        return HFFolder(path)
+    if (path / "manifest.json").is_file() or (path / "latest").is_file() or (path / "checkpoints").is_dir():
+        return CheckpointWeights(path)
+    raise CheckpointError(
+        f"{path} is neither a Hugging Face folder (config.json), nor a torch_dist checkpoint ({METADATA}), nor a "
+        "training checkpoint (manifest.json) or run folder"
+    )
+
+
+def compare(first: WeightSource, second: WeightSource) -> Comparison:
+    """Compare all tensors, a pair in memory at a time."""
+    common = [name for name in first.specs if name in second.specs]
+    result = Comparison(
+        len(common),
+        sorted(first.specs.keys() - second.specs.keys()),
+        sorted(second.specs.keys() - first.specs.keys()),
+    )
+    with progress("comparing", total_bytes(first.specs[name] for name in common)) as advance:
+        for name in common:
+            advance(first.specs[name].bytes)
+            one, other = first.specs[name], second.specs[name]
+            if one.shape != other.shape:
+                result.misshapen.append(f"{name} ({list(one.shape)} and {list(other.shape)})")
+                continue
+            if one.dtype != other.dtype:
+                result.dtypes[name] = f"{one.dtype} and {other.dtype}".replace("torch.", "")
+            difference = largest_difference(first.read(name), second.read(name))
+            if difference is not None:
+                result.differing[name] = difference
+    return result
+
+
+def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float | None:
+    """None when all bits agree; infinity where a NaN meets anything else."""
+    if one.dtype == other.dtype and same_bits(one, other):
+        return None
+    a, b = one.double(), other.double()
+    same = (a == b) | (a.isnan() & b.isnan())
+    if one.dtype != other.dtype and bool(same.all()):
+        return None
+    gap = torch.where(same, 0.0, (a - b).abs())
+    return float(torch.nan_to_num(gap, nan=float("inf"), posinf=float("inf")).max())
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
+
+
+def logits_of(source: WeightSource, picture: Path, question: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """(token ids of the prompt, logits `(1, tokens, vocabulary)` in fp32) for one picture and one question."""
+    from pargo_ds.data.images import read_picture
+    from pargo_ds.model import IMAGE_PLACEHOLDER
+
+    try:
+        opened = read_picture(picture.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{picture} cannot be read as a picture: {error}") from error
+    turns = [{"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{question}"}]
+    asked = source.processor().apply_chat_template(
+        turns, images=opened, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+    )
+    model = load_model(source)
+    with torch.no_grad():
+        logits = model(**asked).logits
+    return asked["input_ids"], logits
+
+
+def load_model(source: WeightSource) -> ParGoForConditionalGeneration:
+    """The model in fp32 with the weights of `source`."""
+    model = ParGoForConditionalGeneration(source.config).float().eval()
+    state = model.state_dict()
+    with torch.no_grad():
+        for name in source.specs:
+            state[name].copy_(source.read(name))
+    return model
+
+
+def compare_logits(first: WeightSource, second: WeightSource, picture: Path, question: str) -> float:
+    """Largest absolute difference of the logits. Raises CheckpointError when the prompts' tokens differ."""
+    ids, logits = logits_of(first, picture, question)
+    other_ids, other_logits = logits_of(second, picture, question)
+    if not torch.equal(ids, other_ids):
+        raise CheckpointError(
+            f"the processors of {first.where} and {second.where} turn the question into different tokens"
+        )
+    kept = torch.isfinite(logits) | torch.isfinite(other_logits)  # the image token's column is -inf in both
+    return float((logits - other_logits)[kept].abs().max())

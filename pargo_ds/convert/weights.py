@@ -1,0 +1,101 @@
+"""Weights under their Hugging Face names, wherever they lie: what every converter reads from.
+
+Tied weights have one name, that of the word embeddings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from tqdm import tqdm
+
+from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor
+
+LLM = "llm."
+EMBEDDING, HEAD = LLM + "model.embed_tokens.weight", LLM + "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class WeightSource(Protocol):
+    """A model's weights, one at a time."""
+
+    where: Path
+    """The folder, for messages."""
+    config: ParGoConfig
+    specs: Mapping[str, Spec]
+    """Every tensor of the model by its name, checked against the configuration."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, whole. Raises CheckpointError naming file and tensor when it cannot be read."""
+        ...
+
+    def processor(self) -> ParGoProcessor: ...
+
+    def write_description(self, folder: Path) -> None:
+        """Everything of a Hugging Face folder but the weights: configuration, tokenizer, template, card."""
+        ...
+
+
+def expected_shapes(config: ParGoConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that a model of this configuration saves."""
+    with torch.device("meta"):
+        model = ParGoForConditionalGeneration(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.text_config.tie_word_embeddings:
+        del shapes[HEAD]
+    return shapes
+
+
+def check_names(
+    where: Path | str, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """CheckpointError that lists missing, unexpected and misshapen tensors together."""
+    faults = []
+    if missing := sorted(expected.keys() - found.keys()):
+        faults.append(f"missing {_listed(missing)}")
+    if unexpected := sorted(found.keys() - expected.keys()):
+        faults.append(f"unexpected {_listed(unexpected)}")
+    misshapen = [
+        f"{name} {list(found[name])} instead of {list(expected[name])}"
+        for name in sorted(expected.keys() & found.keys())
+        if tuple(found[name]) != tuple(expected[name])
+    ]
+    if misshapen:
+        faults.append(f"of another shape {_listed(misshapen)}")
+    if faults:
+        raise CheckpointError(f"{where} does not hold the model that its configuration describes: {'; '.join(faults)}")
+
+
+def _listed(names: list[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} ({', '.join(names[:most])}{more})"
+
+
+def total_bytes(specs: Iterable[Spec]) -> int:
+    return sum(spec.bytes for spec in specs)
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """A bar over bytes on standard error, where that is a terminal; yields what is called with each piece's bytes."""
+    with tqdm(total=total, unit="B", unit_scale=True, desc=title, file=sys.stderr, disable=None) as bar:
+        yield bar.update
