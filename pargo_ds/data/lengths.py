@@ -119,7 +119,7 @@ def write_side_car(folder: ShardFolder, data: DataSection, processor: Any, proce
     else:
         _write(measure(folder, data, processor, processes), described, beside)
         if remote is not None:
-            upload_folder(beside, f"{remote}/lengths/{beside.name}", last=NAME)
+            upload_folder(beside, f"{remote}/lengths/{beside.name}", last=NAME, force=True)
     return f"{remote}/lengths/{beside.name}" if remote is not None else beside
 
 

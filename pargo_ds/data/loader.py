@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -30,6 +31,8 @@ from pargo_ds.data.plan import Items, Plan, Position, count_steps
 from pargo_ds.data.reader import SampleReader
 from pargo_ds.data.schema import Sample
 
+WORKER_GRACE_S = 20
+"""How long a worker outlives a SIGTERM that was meant for its rank."""
 STALL_TIMEOUT_S = 600
 """A worker that gives no batch for so long is taken for dead (a killed process cannot say so itself)."""
 FIRST_CHUNK, CHUNK_SAMPLES = 64, 2048
@@ -286,3 +289,6 @@ def _one_ahead(chunks: Iterator[T]) -> Iterator[T]:
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)  # the workers are the parallelism
+    # Slurm signals every process of a step: a worker that ended at once would take its rank with it before the save.
+    # Ignoring the signal for good would leave a failed rank waiting for its workers.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(WORKER_GRACE_S))

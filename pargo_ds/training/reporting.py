@@ -13,6 +13,7 @@ import netrc
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +113,17 @@ class Reporter:
             clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
             self.file.write(json.dumps({"step": step, **clean}) + "\n")
             self.file.flush()
-            if self.wandb is not None:
-                self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=step)
+            self._to_wandb(lambda: self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=step))
+
+    def _to_wandb(self, action: Callable[[], Any]) -> None:
+        """A wandb whose process has died (a signal to the whole job reaches it too) must not end the training."""
+        if self.wandb is None:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
+            log.warning("wandb stopped (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
+            self.wandb = None
 
     def close(self) -> None:
         """Finish all writers."""
@@ -121,8 +131,7 @@ class Reporter:
             return
         self.bar.close()
         self.file.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+        self._to_wandb(lambda: self.wandb.finish())
 
 
 def drop_lines_after(path: Path, step: int) -> None:
