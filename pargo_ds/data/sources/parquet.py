@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
 from pargo_ds.data.sources.source import Chunk, Where
 
@@ -37,8 +38,6 @@ def weight(path: str) -> int:
 
 def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
     """Each row group in parts of at most `inputs` rows; payload ("parquet", path, group, first row, rows, number)."""
-    from pargo_ds.data.sources.tables import check_columns
-
     table = _open(path)
     check_columns(path, list(table.schema_arrow.names), wanted)
     before = 0

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.sources import parquet
+from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.conversations import turns_of
 from pargo_ds.data.sources.fetch import FetchLimits, fetch
 from pargo_ds.data.sources.json_files import MAX_LINE
@@ -163,16 +164,6 @@ def picture_bytes(value: Any) -> bytes:
 def is_missing(value: Any) -> bool:
     """Nothing, an empty text or list, or a table's NaN."""
     return value is None or value in ("", []) or (isinstance(value, float) and math.isnan(value))
-
-
-def check_columns(path: str, found: list[str], wanted: list[str]) -> None:
-    """Raise SourceError unless the table has every column that is read, once."""
-    wrong = [name for name in wanted if found.count(name) != 1]
-    if wrong:
-        raise SourceError(
-            f"{path} has {', '.join(f'{found.count(name)} columns {name!r}' for name in wrong)}, expected one; it has "
-            f"{shortened(', '.join(map(str, found)) or 'none')}. Without a header line give --columns"
-        )
 
 
 def _conversations(value: Any) -> Any:
