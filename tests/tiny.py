@@ -58,7 +58,7 @@ def merged(base: dict, changes: dict) -> dict:
 
 def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
     """Run a command of the project on the CPU with one thread per process; output is captured."""
-    on_cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    on_cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **on_cpu, **environment}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
 

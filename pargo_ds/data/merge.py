@@ -68,6 +68,8 @@ def merge(out: Path, max_rejects: float = 0.1) -> Merged:
             raise RuntimeError(
                 f"{out}: {splits} samples were written, {result.samples} expected: a fault of the program"
             )
+        for left_by_a_kill in out.glob(f".{SUMMARY}.*"):
+            left_by_a_kill.unlink()
         write_json(out / SUMMARY, {"plan": plan, "counts": result.__dict__})
         for name in sorted(splits, reverse=True):
             write_index(out / name, json.loads(index_notes(work, name).read_text()))
