@@ -13,8 +13,8 @@ from pargo_ds.checkpoint.manifest import read_manifest
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}
 STEPS = 8
-# Set after the first measurement, see below.
-WEIGHT_TOLERANCE = 2e-6
+# Measured after 8 steps, fp32, weights up to 1.0: 3.0e-8 (ZeRO 2) and 1.5e-8 (ZeRO 3), sums in another order.
+WEIGHT_TOLERANCE = 1e-6
 LOSS_TOLERANCE = 1e-5
 
 
