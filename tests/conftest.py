@@ -1,5 +1,6 @@
 """Tiny real objects shared by the tests: a tokenizer, drawn pictures in MDS shards, a run file, a launcher."""
 
+import resource
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+def pytest_configure():
+    """Readers hold their shared memory by descriptors until they are collected: more than 1,024 in a whole session."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @pytest.fixture(scope="session")
