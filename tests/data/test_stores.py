@@ -68,7 +68,13 @@ def test_interrupted_upload_leaves_no_index(object_store: ObjectStore, tmp_path:
     for number in range(300):
         (tmp_path / f"a{number:03}").write_bytes(b"x")
     (tmp_path / "index.json").write_text("{}")
-    hang = threading.Timer(0.5, object_store.hang)
+
+    def hang_when_some_are_there() -> None:
+        while len(object_store.keys()) < 5:
+            time.sleep(0.01)
+        object_store.hang()
+
+    hang = threading.Thread(target=hang_when_some_are_there)
     hang.start()
     with pytest.raises(StoreError, match=r"writing s3://.* does not answer|asking for s3://.* does not answer"):
         upload_folder(tmp_path, object_store.address("half"))
