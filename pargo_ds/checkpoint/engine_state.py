@@ -131,8 +131,10 @@ def _create_states(engine: Any) -> None:
     for flat in zero.fp32_partitioned_groups_flat if _is_zero_3(engine) else zero.single_partition_of_fp32_groups:
         state = optimizer.state[flat]
         for kind in STATES:
-            state.setdefault(kind, torch.zeros_like(flat))
-        state.setdefault("step", torch.zeros((), dtype=torch.float32, device=_step_device(optimizer, flat)))
+            if kind not in state:
+                state[kind] = torch.zeros_like(flat)
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(optimizer, flat))
     if not _is_zero_3(engine):
         # DeepSpeed 0.19.8 links parameters to their states after the first group's first step, when the states of later
         # groups do not exist yet; link them anew.

@@ -40,7 +40,7 @@ from pargo_ds.checkpoint.random_state import random_state, seed_new_rank, set_ra
 
 log = logging.getLogger("pargo_ds")
 PACKAGES = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm")
-WRITING, REPLACED, DAMAGED = ".writing_", ".replaced_", "damaged_"
+WRITING, REPLACED, REMOVED, DAMAGED = ".writing_", ".replaced_", ".removed_", "damaged_"
 MARKS_TIMEOUT_S = 3600
 """A rank that has not written its file after so long is taken for lost."""
 
@@ -104,7 +104,7 @@ class Saver:
             files={},
             parameters=engine_state.trained_shapes(engine),
             optimizer_step=engine_state.optimizer_step(engine),
-            totals=totals,
+            totals=dict(totals),  # the trainer adds to its own while this one is being written
             **self.facts.__dict__,
         )
         stalled = time.perf_counter() - started
@@ -187,7 +187,7 @@ class Saver:
         for folder in steps[: -self.keep]:
             if not (self.keep_every and _step_of(folder) % self.keep_every == 0):
                 # Out of sight in one rename: a folder that is half removed must not look whole.
-                going = folder.rename(self.checkpoints / f"{REPLACED}{folder.name}")
+                going = folder.rename(self.checkpoints / f"{REMOVED}{folder.name}")
                 shutil.rmtree(going)
 
 
@@ -247,6 +247,9 @@ def clean_up(checkpoints: Path) -> list[str]:
         else:
             path.rename(original)
             done.append(f"gave {original.name} its name back: a save that should have replaced it was cut off")
+    for path in sorted(checkpoints.glob(f"{REMOVED}*")):
+        shutil.rmtree(path)
+        done.append(f"removed {path.name}, an old checkpoint that was on its way out")
     for path in sorted(checkpoints.glob(f"{WRITING}*")):
         shutil.rmtree(path)
         done.append(f"removed {path.name}, a save that was cut off")

@@ -9,9 +9,11 @@ import os
 import random
 import shutil
 import subprocess
+import threading
 
 import pytest
 
+from pargo_ds.checkpoint import engine_state, store
 from pargo_ds.checkpoint.manifest import CheckpointError, point_latest, read_manifest, step_folder, verify_files
 from pargo_ds.checkpoint.store import clean_up, find_resume
 
@@ -124,12 +126,30 @@ def test_what_a_killed_save_leaves_is_removed_and_a_replaced_folder_gets_its_nam
     shutil.copytree(newest(checkpoints), unfinished)
     newest(checkpoints).rename(checkpoints / ".replaced_step_00000003")
     shutil.copytree(step_folder(checkpoints, 1), checkpoints / ".replaced_step_00000001")
+    shutil.copytree(step_folder(checkpoints, 1), checkpoints / ".removed_step_00000000")
     said = clean_up(checkpoints)
-    assert len(said) == 3
+    assert len(said) == 4
     assert sorted(path.name for path in checkpoints.iterdir()) == [
         "latest", "step_00000001", "step_00000002", "step_00000003",
     ]  # fmt: skip
     assert find_resume(checkpoints)[0] == newest(checkpoints)
+
+
+def test_a_checkpoint_keeps_the_totals_of_its_step_while_training_goes_on(tmp_path, monkeypatch):
+    """The trainer adds to its totals before the background has written them."""
+    parts = {"snapshot": [], "trained_shapes": {}, "optimizer_step": 1}
+    for name, value in parts.items():
+        monkeypatch.setattr(engine_state, name, lambda engine, value=value: value)
+    go_on = threading.Event()
+    plain = store.write_own
+    monkeypatch.setattr(store, "write_own", lambda *arguments: (go_on.wait(30), plain(*arguments))[1])
+    facts = store.RunFacts(model_fingerprint="", zero_stage=3, config={}, frozen_sources={}, frozen={})
+    saver, totals = store.Saver(tmp_path, facts, keep=1), {"samples": 1.0}
+    saver.save(None, step=1, data_state={}, totals=totals)
+    totals["samples"] = 2.0
+    go_on.set()
+    saver.wait()
+    assert read_manifest(step_folder(tmp_path, 1)).totals == {"samples": 1.0}
 
 
 def test_an_empty_folder_means_a_new_run(tmp_path):
