@@ -21,6 +21,7 @@ from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig, load_config
 
 if TYPE_CHECKING:
+    from pargo_ds.checkpoint.store import Saver
     from pargo_ds.training.survival import StopRequest
 
 log = logging.getLogger("pargo_ds")
@@ -182,8 +183,8 @@ def train_on(
     from pargo_ds.training.trainer import Trainer
 
     started = time.perf_counter()
-    stage, checkpoints = zero_stage(settings), run_folder.checkpoints_dir(run)
-    resume = store.find_resume(checkpoints)
+    stage = zero_stage(settings)
+    resume = store.find_resume(run_folder.checkpoints_dir(run))
     processor = assembly.build_processor(run)
     model = assembly.build_model(run, processor, settings)
     table = apply_freezing(model, run.train)
@@ -208,18 +209,7 @@ def train_on(
         log.info("continuing after step %d from %s", first_step, folder)
 
     reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped})
-    facts = store.RunFacts(
-        model_fingerprint=fingerprint,
-        zero_stage=stage,
-        config=run.model_dump(mode="json"),
-        frozen_sources=assembly.frozen_sources(run),
-        frozen=frozen,
-        wandb_run=reporter.wandb_run,
-    )
-    saving = run.checkpoint
-    saver = store.Saver(
-        checkpoints, facts, keep=saving.keep, keep_every=saving.keep_every, background=saving.background
-    )
+    saver = build_saver(run, stage, fingerprint, frozen, reporter.wandb_run)
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
     if loader.skipped:
         log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
@@ -238,6 +228,29 @@ def train_on(
         if profile is not None:
             profile.close()
     finish(run, stop, steps_done, total_steps)
+
+
+def build_saver(run: RunConfig, stage: int, fingerprint: str, frozen: dict[str, str], wandb_run: str | None) -> Saver:
+    """The writer of this run's checkpoints."""
+    from pargo_ds.checkpoint.store import RunFacts, Saver
+    from pargo_ds.training import assembly, run_folder
+
+    facts = RunFacts(
+        model_fingerprint=fingerprint,
+        zero_stage=stage,
+        config=run.model_dump(mode="json"),
+        frozen_sources=assembly.frozen_sources(run),
+        frozen=frozen,
+        wandb_run=wandb_run,
+    )
+    saving = run.checkpoint
+    return Saver(
+        run_folder.checkpoints_dir(run),
+        facts,
+        keep=saving.keep,
+        keep_every=saving.keep_every,
+        background=saving.background,
+    )
 
 
 def finish(run: RunConfig, stop: StopRequest, steps_done: int, total_steps: int) -> None:
