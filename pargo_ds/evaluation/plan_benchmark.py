@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -243,7 +242,7 @@ def measure_large(items: int) -> dict[str, float]:
 def _large(folder: str) -> None:
     import streaming.base.shuffle  # noqa: F401  (its import takes seconds and memory that are not the plan's)
 
-    before = _resident_mb()
+    before = _memory_mb("VmRSS")
     columns = (np.load(Path(folder) / f"{name}.npy", mmap_mode="r") for name in ("text_tokens", "pictures"))
     started, cpu_started = time.perf_counter(), time.process_time()
     lookup, order_of, budget = _of_mix(*columns)
@@ -254,7 +253,7 @@ def _large(folder: str) -> None:
     guessed = Position(plan.num_windows // 2, plan.num_windows // 2 * 512, plan.num_windows // 2 * 512 // 64)
     next(plan.steps(guessed))  # any number of rows before costs the same; the true one is found below
     found = time.perf_counter()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _memory_mb("VmHWM")
     figures = {
         "items": float(sum(map(len, orders))),
         "order_s": ordered - started,
@@ -285,10 +284,11 @@ def _whole_epoch(plan: Plan) -> dict[str, float]:
         "steps": float(len(steps)),
         "whole_epoch_s": seconds,
         "step_at_true_position_s": resume_s,
-        "memory_after_whole_epoch_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_after_whole_epoch_mb": _memory_mb("VmHWM"),
     }
 
 
-def _resident_mb() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def _memory_mb(line: str) -> float:
+    """VmRSS (now) or VmHWM (at most so far) of this process; ru_maxrss would begin with the parent's maximum."""
+    fields = dict(entry.split(":", 1) for entry in Path("/proc/self/status").read_text().splitlines())
+    return int(fields[line].split()[0]) / 1024
