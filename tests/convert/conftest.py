@@ -80,6 +80,12 @@ def write_export(folder: Path, tokenizer_folder: Path, family: dict, seed: int =
 
 
 @pytest.fixture(scope="session")
+def make_export(tokenizer_folder):
+    """make_export(folder, family) writes an exported folder of random weights."""
+    return lambda folder, family: write_export(folder, tokenizer_folder, family)
+
+
+@pytest.fixture(scope="session")
 def exports(tmp_path_factory, tokenizer_folder) -> dict[str, Path]:
     """An exported folder for every family."""
     root = tmp_path_factory.mktemp("exports")
