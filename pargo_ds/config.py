@@ -61,6 +61,12 @@ class ProjectorSection(Section):
     cascade: Literal["shifted", "centered", "each_side", "none", "release"] = "shifted"
     grouping: Literal["raster", "block"] = "raster"
     """Patches of a partial token: a run of the raster order (the paper), or a 2-D block (ours)."""
+    norm: Literal["pre", "post"] = "pre"
+    """post: BERT's order, as the authors' release has it; it has no norm of the patches, so set vision.feature_norm."""
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Epsilon of the projector's LayerNorms; 1e-12 in the authors' release."""
+    query_positions: bool = False
+    """Learned position embeddings on the learned tokens, as in the authors' release."""
 
     @property
     def visual_tokens(self) -> int:

@@ -6,6 +6,8 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .masks import CASCADES, GROUPINGS
 
+NORMS = ("pre", "post")
+
 IGNORE_INDEX = -100
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -76,9 +78,13 @@ class ParGoProjectorConfig(PretrainedConfig):
         dropout: on each residual branch.
         query_std: standard deviation of the learned tokens at the start.
         output_std: standard deviation of the visual tokens at the start; set it to that of the LLM's embeddings.
+        norm: pre (LayerNorm before each branch, over the patches and at the end) | post (BERT's order, as the authors'
+            release has it: over the tokens and after each residual sum; the patches come as `feature_norm` left them).
+        norm_eps: epsilon of the projector's LayerNorms; BERT's is 1e-12.
+        query_positions: add learned position embeddings to the learned tokens, as the authors' release does.
 
     Raises:
-        ValueError: unknown cascade or grouping, a width that the heads do not divide, or no tokens.
+        ValueError: unknown cascade, grouping or norm, a width that the heads do not divide, or no tokens.
     """
 
     model_type = "pargo_projector"
@@ -98,6 +104,9 @@ class ParGoProjectorConfig(PretrainedConfig):
         query_std: float = 0.5,
         output_std: float = 0.02,
         grouping: str = "raster",
+        norm: str = "pre",
+        norm_eps: float = 1e-5,
+        query_positions: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -105,6 +114,8 @@ class ParGoProjectorConfig(PretrainedConfig):
             raise ValueError(f"unknown projector.cascade '{cascade}': choose one of {', '.join(CASCADES)}")
         if grouping not in GROUPINGS:
             raise ValueError(f"unknown projector.grouping '{grouping}': choose one of {', '.join(GROUPINGS)}")
+        if norm not in NORMS:
+            raise ValueError(f"unknown projector.norm '{norm}': choose one of {', '.join(NORMS)}")
         if width % heads:
             raise ValueError(f"projector.width {width} is not a multiple of projector.heads {heads}")
         if min(partial_tokens, global_tokens) < 0 or partial_tokens + global_tokens < 1 or layers < 1:
@@ -124,6 +135,9 @@ class ParGoProjectorConfig(PretrainedConfig):
         self.dropout = dropout
         self.query_std = query_std
         self.output_std = output_std
+        self.norm = norm
+        self.norm_eps = norm_eps
+        self.query_positions = query_positions
 
     @property
     def visual_tokens(self) -> int:

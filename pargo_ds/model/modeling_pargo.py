@@ -89,7 +89,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.generation_config = copy.deepcopy(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
-        self._no_split_modules = ["PargoLayer", *(self.llm._no_split_modules or [])]
+        self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -355,7 +355,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             per_row = (input_ids == self.config.image_token_id).sum(1) // self.config.visual_tokens
             blocks = pixels.split(per_row.tolist())
             pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
-        input_ids, kwargs = GenerationMixin._expand_inputs_for_generation(
+        input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
         if pixels is not None:

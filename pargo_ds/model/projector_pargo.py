@@ -3,6 +3,9 @@
 Paper section 3 and figure 2. Axis legend: patches `(images, patches, vision_dim)`; tokens
 `(images, partial + global, width)`, partial first; visual tokens `(images, partial + global, llm_dim)`.
 Every size comes from the configuration: under ZeRO-3 a partitioned weight has shape (0,).
+
+`norm: post` with `query_positions`, `norm_eps: 1e-12` and `cascade: release` is the projector of the authors' release
+(bytedance/ParGo: pargo/backbone/language/qformer_bert.py).
 """
 
 from collections.abc import Callable
@@ -14,6 +17,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention import AttentionChoice, cascade_attention, global_attention, partial_attention
 from .configuration_pargo import ParGoProjectorConfig
 from .groups import PatchGroups
+
+POSITION_STD = 0.02  # BERT's initializer_range
 
 
 class TokenTable(nn.Module):
@@ -95,12 +100,12 @@ class CascadedPartialPerception(HeadProjections):
         super().__init__(config.width, config.width, config.heads)
         self.layer, self.depth, self.cascade = layer, config.layers, config.cascade
         self.num_partial = config.partial_tokens
+        self.num_seen = config.visual_tokens if config.cascade == "release" else config.partial_tokens
         self.attention = AttentionChoice()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """`(images, partial + global, width)` -> the same shape, zero for tokens that bypass."""
-        n = self.num_partial
-        seen = tokens if self.cascade == "release" else tokens[:, :n]
+        n, seen = self.num_partial, tokens[:, : self.num_seen]
         q, k, v = self.split(self.query(seen)), self.split(self.key(seen)), self.split(self.value(seen))
         partial = cascade_attention(
             q[:, :, :n], k[:, :, :n], v[:, :, :n], self.layer, self.depth, self.cascade,
@@ -143,11 +148,11 @@ class PargoLayer(GradientCheckpointingLayer):
         # Without partial tokens only the release mask leaves someone to attend to: the global ones (a Q-Former).
         self.has_cascade = config.cascade == "release" or (config.cascade != "none" and config.partial_tokens > 0)
         if self.has_cascade:
-            self.cascade_norm = nn.LayerNorm(config.width)
+            self.cascade_norm = nn.LayerNorm(config.width, config.norm_eps)
             self.cascade = CascadedPartialPerception(config, layer)
-        self.perception_norm = nn.LayerNorm(config.width)
+        self.perception_norm = nn.LayerNorm(config.width, config.norm_eps)
         self.perception = PartialGlobalPerception(config, vision_dim, num_patches)
-        self.ffn_norm = nn.LayerNorm(config.width)
+        self.ffn_norm = nn.LayerNorm(config.width, config.norm_eps)
         self.ffn = nn.Sequential(
             nn.Linear(config.width, config.ffn_width), nn.GELU(), nn.Linear(config.ffn_width, config.width)
         )
@@ -160,6 +165,18 @@ class PargoLayer(GradientCheckpointingLayer):
         return tokens + self.dropout(self.ffn(self.ffn_norm(tokens)))
 
 
+class PostNormLayer(PargoLayer):
+    """The same modules in BERT's order, LayerNorm over each residual sum. What bypasses CPP bypasses its norm, too."""
+
+    def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+        if self.has_cascade:
+            seen = self.cascade.num_seen
+            normed = self.cascade_norm(tokens + self.dropout(self.cascade(tokens)))
+            tokens = torch.cat([normed[:, :seen], tokens[:, seen:]], dim=1)
+        tokens = self.perception_norm(tokens + self.dropout(self.perception(tokens, patches)))
+        return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
+
+
 class PargoProjector(nn.Module):
     """Patches `(images, patches, vision_dim)` -> visual tokens `(images, partial + global, llm_dim)`, partial first.
 
@@ -170,10 +187,18 @@ class PargoProjector(nn.Module):
     def __init__(self, config: ParGoProjectorConfig, vision_dim: int, llm_dim: int, num_patches: int) -> None:
         super().__init__()
         self.num_patches = num_patches
-        self.patch_norm = nn.LayerNorm(vision_dim)
+        self.post = config.norm == "post"
+        self.patch_norm = nn.Identity() if self.post else nn.LayerNorm(vision_dim, config.norm_eps)
         self.tokens = TokenTable(config.visual_tokens, config.width, config.query_std)
-        self.layers = nn.ModuleList(PargoLayer(config, vision_dim, num_patches, n + 1) for n in range(config.layers))
-        self.final_norm = nn.LayerNorm(config.width)
+        self.positions = None
+        if config.query_positions:
+            self.positions = TokenTable(config.visual_tokens, config.width, POSITION_STD)
+        if self.post:
+            self.token_norm = nn.LayerNorm(config.width, config.norm_eps)
+            self.token_dropout = nn.Dropout(config.dropout)
+        layer = PostNormLayer if self.post else PargoLayer
+        self.layers = nn.ModuleList(layer(config, vision_dim, num_patches, n + 1) for n in range(config.layers))
+        self.final_norm = nn.Identity() if self.post else nn.LayerNorm(config.width, config.norm_eps)
         self.output = ScaledLinear(config.width, llm_dim, config.output_std)
 
     def set_attention(self, choice: AttentionChoice) -> None:
@@ -182,6 +207,13 @@ class PargoProjector(nn.Module):
             if hasattr(module, "attention"):
                 module.attention = choice
 
+    def first_tokens(self, num_images: int) -> torch.Tensor:
+        """What the first layer starts from, `(images, partial + global, width)`."""
+        tokens = self.tokens(num_images)
+        if self.positions is not None:
+            tokens = tokens + self.positions(num_images)
+        return self.token_dropout(self.token_norm(tokens)) if self.post else tokens
+
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         if patches.shape[1] != self.num_patches:
             raise ValueError(
@@ -189,7 +221,7 @@ class PargoProjector(nn.Module):
                 f"{self.num_patches}: the picture size differs from vision_config.image_size"
             )
         patches = self.patch_norm(patches)
-        tokens = self.tokens(patches.shape[0])
+        tokens = self.first_tokens(patches.shape[0])
         for layer in self.layers:
             tokens = layer(tokens, patches)
         return self.output(self.final_norm(tokens))

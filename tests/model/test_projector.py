@@ -23,8 +23,8 @@ def make(num_patches: int = 10, **fields):
     return projector, config
 
 
-def layer_norm(x, w, name):
-    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+def layer_norm(x, w, name, eps=1e-5):
+    x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + eps).sqrt()
     return x * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
@@ -71,6 +71,31 @@ def reference(patches, w, config):
     return linear(layer_norm(x, w, "final_norm"), w, "output")
 
 
+def post_norm_reference(patches, w, config):
+    """BERT's order; what bypasses the cascade bypasses its norm."""
+    n, heads, eps = config.partial_tokens, config.heads, config.norm_eps
+    x = w["tokens.weight"] + w.get("positions.weight", 0)
+    x = layer_norm(x, w, "token_norm", eps).expand(patches.shape[0], -1, -1)
+    mask = partial_global_mask(n, config.global_tokens, patches.shape[1])
+    full = torch.ones(config.global_tokens, config.global_tokens, dtype=torch.bool)
+    for layer in range(config.layers):
+        at = f"layers.{layer}"
+        if config.cascade != "none":
+            seen = cascade_mask(n, layer + 1, config.layers, config.cascade)
+            parts = [x[:, :n], x[:, n:]]
+            for i, own in enumerate((seen, full)):
+                if i == 0 or config.cascade == "release":
+                    attended = masked_attention(parts[i], parts[i], own, w, f"{at}.cascade", heads)
+                    parts[i] = layer_norm(parts[i] + attended, w, f"{at}.cascade_norm", eps)
+            x = torch.cat(parts, 1)
+        x = x + masked_attention(x, patches, mask, w, f"{at}.perception", heads)
+        x = layer_norm(x, w, f"{at}.perception_norm", eps)
+        hidden = linear(x, w, f"{at}.ffn.0")
+        x = x + linear(hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2))), w, f"{at}.ffn.2")
+        x = layer_norm(x, w, f"{at}.ffn_norm", eps)
+    return linear(x, w, "output")
+
+
 @pytest.mark.parametrize("num_patches", [8, 10])
 @pytest.mark.parametrize("cascade", CASCADES)
 def test_projector_equals_a_dense_rewriting_in_float64(cascade, num_patches):
@@ -79,6 +104,53 @@ def test_projector_equals_a_dense_rewriting_in_float64(cascade, num_patches):
     expected = reference(patches, dict(projector.named_parameters()), config)
     # Measured worst difference: 2e-15.
     torch.testing.assert_close(projector(patches), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("query_positions, norm_eps", [(True, 1e-12), (False, 1e-2)])
+@pytest.mark.parametrize("cascade", CASCADES)
+def test_post_norm_projector_equals_a_dense_rewriting_in_float64(cascade, query_positions, norm_eps):
+    projector, config = make(cascade=cascade, norm="post", query_positions=query_positions, norm_eps=norm_eps)
+    patches = torch.randn(2, 10, VISION_DIM, dtype=torch.float64)
+    weights = dict(projector.named_parameters())
+    assert ("positions.weight" in weights) == query_positions
+    expected, seed = post_norm_reference(patches, weights, config), torch.randn(2, 7, LLM_DIM, dtype=torch.float64)
+    found = projector(patches)
+    # Measured worst differences: 2e-15 (values) and 9e-15 (gradients).
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    ours = torch.autograd.grad((found * seed).sum(), list(weights.values()))
+    theirs = torch.autograd.grad((expected * seed).sum(), list(weights.values()))
+    for name, a, b in zip(weights, ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11, msg=name)
+
+
+def test_pre_norm_takes_positions_and_epsilon_too():
+    projector, config = make(query_positions=True, norm_eps=1e-2)
+    patches = torch.randn(2, 10, VISION_DIM, dtype=torch.float64)
+    plain, _ = make(norm_eps=1e-2)
+    weights = dict(projector.named_parameters())
+    plain.load_state_dict({name: p for name, p in weights.items() if name != "positions.weight"})
+    plain.tokens.weight.data += weights["positions.weight"]
+    torch.testing.assert_close(projector(patches), plain(patches), rtol=0, atol=1e-12)
+    assert {module.eps for module in projector.modules() if isinstance(module, torch.nn.LayerNorm)} == {1e-2}
+
+
+def test_defaults_have_the_names_and_draws_of_before_the_options():
+    """Old checkpoints load, and the same seed gives the same projector."""
+    torch.manual_seed(0)
+    config = ParGoProjectorConfig(partial_tokens=4, global_tokens=3, layers=1, width=16, heads=2)
+    projector = build_projector(config, VISION_DIM, LLM_DIM, 10)
+    inside = ["cascade_norm", "cascade", "perception_norm", "perception", "ffn_norm", "ffn"]
+    assert [name for name, _ in projector.named_children()] == [
+        "patch_norm",
+        "tokens",
+        "layers",
+        "final_norm",
+        "output",
+    ]
+    assert [name for name, _ in projector.layers[0].named_children()][:6] == inside
+    torch.manual_seed(0)
+    assert torch.equal(projector.tokens.weight, torch.nn.init.normal_(torch.empty(7, 16), std=config.query_std))
+    assert torch.equal(projector.layers[0].cascade.query.weight, torch.nn.Linear(16, 16).weight)
 
 
 def test_gradients_equal_those_of_the_rewriting():
@@ -110,8 +182,9 @@ def test_global_tokens_bypass_the_cascade():
 @pytest.mark.parametrize(
     "fields", [{"global_tokens": 0}, {"partial_tokens": 0}, {"partial_tokens": 0, "cascade": "release"}]
 )
-def test_projector_works_without_partial_or_without_global_tokens(fields):
-    projector, config = make(**fields)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_projector_works_without_partial_or_without_global_tokens(fields, norm):
+    projector, config = make(norm=norm, **fields)
     tokens = projector(torch.randn(2, 10, VISION_DIM, dtype=torch.float64))
     assert tokens.shape == (2, config.visual_tokens, LLM_DIM)
     tokens.sum().backward()
@@ -152,6 +225,11 @@ def test_unknown_projector_names_the_known_ones():
 def test_more_partial_tokens_than_patches_is_an_error_at_construction():
     with pytest.raises(ValueError, match="11 partial tokens but only 10 patches"):
         make(partial_tokens=11)
+
+
+def test_unknown_norm_names_the_known_ones():
+    with pytest.raises(ValueError, match=r"unknown projector.norm 'layer': choose one of pre, post"):
+        ParGoProjectorConfig(norm="layer")
 
 
 def test_width_must_be_divisible_by_heads():
