@@ -1,0 +1,96 @@
+"""Tensors of files that other projects wrote, safetensors or torch.save's, by name and one at a time.
+
+Nothing but tensors is unpickled (`weights_only`), and torch's files are mapped into memory, not read into it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pargo_ds.checkpoint.manifest import CheckpointError
+
+WRAPPER = "state_dict"
+"""Key under which Lightning's checkpoints keep the weights."""
+
+
+class TensorFiles:
+    """All tensors of `paths` by their names; `shapes` are known without reading.
+
+    Raises:
+        CheckpointError: a file that cannot be read, that holds more than tensors, or a name that two files have.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, tuple[Path, Any]] = {}
+        for path in paths:
+            tensors = _Safetensors(path) if path.suffix == ".safetensors" else load_pickled(path)
+            for name, shape in _shapes(tensors).items():
+                if name in self._places:
+                    raise CheckpointError(f"{name} lies in both {self._places[name][0]} and {path}")
+                self.shapes[name] = shape
+                self._places[name] = path, tensors
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, whole. Raises CheckpointError naming file and tensor when it cannot be read."""
+        path, tensors = self._places[name]
+        try:
+            return tensors[name]
+        except (SafetensorError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
+
+
+class _Safetensors:
+    """A safetensors file as a mapping that reads on demand."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); it was cut or altered") from error
+        self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+
+def _shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
+    if isinstance(tensors, _Safetensors):
+        return tensors.shapes
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def load_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in a file of torch.save's, bare or under `state_dict`; its tensors are mapped, not read.
+
+    Raises:
+        CheckpointError: no such file, a file that torch cannot load without running code, or one of the old format
+            (before torch 1.6), or entries that are no tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no file")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path} cannot be loaded as tensors alone: {first} Nothing else is read from a file of unknown origin. If "
+            "you trust it, save its state dict again with torch.save({name: tensor}) or as safetensors"
+        ) from error
+    if isinstance(loaded, Mapping) and isinstance(loaded.get(WRAPPER), Mapping):
+        loaded = loaded[WRAPPER]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise CheckpointError(f"{path} holds {type(loaded).__name__}, expected a state dict (name -> tensor)")
+    strange = [f"{name} ({type(value).__name__})" for name, value in loaded.items() if not torch.is_tensor(value)]
+    if strange:
+        raise CheckpointError(
+            f"{path} holds entries that are no tensors: {', '.join(strange[:12])}; expected a state dict, bare or "
+            f"under the key {WRAPPER}"
+        )
+    return {str(name): value for name, value in loaded.items()}

@@ -1,0 +1,94 @@
+"""The authors' released checkpoint -> a Hugging Face folder.
+
+LoRA stays beside the model as a peft adapter folder (`adapter/`), or is merged into the LLM.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from pargo_ds.convert.hf_folder import finish_folder, write_hf_weights, write_safetensors
+from pargo_ds.convert.release_llm import LLMFolder
+from pargo_ds.convert.release_lora import PARTS, ReleaseLora
+from pargo_ds.convert.release_weights import ReleaseFacts, ReleaseWeights
+from pargo_ds.convert.weights import progress, total_bytes
+from pargo_ds.convert.whole_output import check_free_to_write, whole_output
+
+ADAPTER = "adapter"
+LORA_DROPOUT = 0.05
+"""The release's; it matters to further training only."""
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def release_to_hf(
+    checkpoint: Path,
+    out: Path,
+    llm: str,
+    facts: ReleaseFacts,
+    *,
+    revision: str | None = None,
+    dtype: str = "float16",
+    merge_lora: bool = False,
+    force: bool = False,
+) -> int:
+    """Write `out`; returns the number of the model's tensors.
+
+    `llm` is InternLM2's folder or hub name (at `revision`): configuration, tokenizer, and the weights that the
+    checkpoint lacks. Raises CheckpointError naming what does not fit; `out` is whole or absent.
+    """
+    sources = [checkpoint, *([Path(llm)] if Path(llm).is_dir() else [])]
+    check_free_to_write(out.absolute(), force=force, sources=sources)
+    source = ReleaseWeights(checkpoint, LLMFolder(llm, revision), facts, dtype=DTYPES[dtype], merge_lora=merge_lora)
+    apart = None if merge_lora else source.lora
+    needed = total_bytes(source.specs.values()) + (total_bytes(apart.specs.values()) if apart else 0)
+    with whole_output(out, force=force, needed=needed, sources=sources) as aside:
+        source.write_description(aside)
+        write_hf_weights(source, aside)
+        if apart:
+            write_adapter(apart, aside / ADAPTER)
+        (aside / "README.md").write_text(model_card(source, apart is not None), encoding="utf-8")
+        finish_folder(aside)
+    return len(source.specs)
+
+
+def write_adapter(lora: ReleaseLora, folder: Path) -> None:
+    """LoRA as peft saves it: `PeftModel.from_pretrained(model.llm, folder)` puts it in."""
+    from peft import LoraConfig
+
+    folder.mkdir()
+    LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=LORA_DROPOUT, target_modules=list(PARTS)
+    ).save_pretrained(folder)
+    with progress("adapter", total_bytes(lora.specs.values())) as advance:
+        write_safetensors(folder / "adapter_model.safetensors", lora.specs, lora, advance)
+
+
+def model_card(source: ReleaseWeights, apart: bool) -> str:
+    """README.md of the converted folder."""
+    projector, lora = source.config.projector_config, ""
+    if source.lora:
+        lora = f"LoRA of rank {source.lora.rank} and alpha {source.lora.alpha} on query, key and value "
+        lora += f"lies in `{ADAPTER}/` (peft).\n" if apart else "is merged into the LLM.\n"
+    load = f'PeftModel.from_pretrained(model.llm, "FOLDER/{ADAPTER}")  # puts LoRA into model.llm\n' if apart else ""
+    imports = "from peft import PeftModel\n" if apart else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+# ParGo: the authors' release, converted
+
+Weights of `{source.where.name}` (github.com/bytedance/ParGo, BSD-3-Clause) with the language model
+`{Path(source.llm.source).name}` as a Llama, converted by pargo_ds: {projector.partial_tokens} partial and
+{projector.global_tokens} global tokens, {projector.layers} layers of width {projector.width}, vision encoder
+`{source.config.vision_config.name}`. The release's mask has no cascade (`cascade: release`). {lora}
+```python
+{imports}from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("FOLDER", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("FOLDER", trust_remote_code=True)
+{load}```
+
+The authors evaluate with beam search: `num_beams=4, max_new_tokens=100`.
+"""

@@ -1,0 +1,214 @@
+"""The authors' released checkpoint (bytedance/ParGo@60b5bd0) as a source of weights of our model.
+
+Its projector is ours with `norm: post`, `query_positions`, `norm_eps: 1e-12` and `cascade: release`; its vision tower
+is timm's EVA-02; its LLM is InternLM2 with LoRA on the fused projection, and becomes a Llama.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig
+
+from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.convert import release_keys as keys
+from pargo_ds.convert.release_file import TensorFiles
+from pargo_ds.convert.release_llm import LLMFolder, split_wqkv
+from pargo_ds.convert.release_lora import PARTS, ReleaseLora, lora_rank
+from pargo_ds.convert.release_tokenizer import load_tokenizer
+from pargo_ds.convert.weights import Spec, WeightSource, check_names, expected_shapes
+from pargo_ds.model import (
+    ParGoConfig,
+    ParGoForConditionalGeneration,
+    ParGoProcessor,
+    ParGoProjectorConfig,
+    vision_config_from_timm,
+)
+
+HEAD_DIM = 64
+"""Of the attention heads of every published BERT."""
+BERT_EPS = 1e-12
+
+
+@dataclass(frozen=True)
+class ReleaseFacts:
+    """What the checkpoint's tensors do not say; defaults are those of configs/MMEBench_interLM2-7B.json.
+
+    Args:
+        partial_tokens: how many of the learned tokens are partial.
+        heads: of the projector; None: its width / 64.
+        lora_alpha: the strength of LoRA is lora_alpha / rank.
+        vision: timm's name of the vision tower.
+    """
+
+    partial_tokens: int = 288
+    heads: int | None = None
+    lora_alpha: int = 512
+    vision: str = "eva02_large_patch14_clip_336"
+
+
+class ReleaseWeights(WeightSource):
+    """A released checkpoint and the LLM's folder under our names, in `dtype`.
+
+    Tensors of the LLM come from the checkpoint where it has them, else from the folder, as the release loads them.
+    `merge_lora` adds LoRA to the LLM's weights in fp32; without it `lora` has it apart. `lora` is None without LoRA.
+
+    Raises:
+        CheckpointError: files that cannot be read; release tensors that are missing, unexpected or misshapen (listed
+            together, by their names in the release); an LLM that is no InternLM2.
+    """
+
+    def __init__(
+        self, path: Path, llm: LLMFolder, facts: ReleaseFacts, *, dtype: torch.dtype, merge_lora: bool
+    ) -> None:
+        self.where, self.llm, self.dtype, self.merge_lora = path, llm, dtype, merge_lora
+        self.files = TensorFiles([path])
+        self._keys = keys.canonical_names(self.files.shapes)
+        found = {name: self.files.shapes[key] for name, key in self._keys.items() if not keys.is_unused(name)}
+        self.config, self._processor = describe(path, found, llm, facts, dtype)
+        expected = expected_shapes(self.config)
+        self._sources = {name: keys.release_name(name) for name in expected}
+        wanted = self._wanted(expected)
+        self._base = self._base_of_the_rest(found, wanted)
+        text, rank = self.config.text_config, lora_rank(found)
+        self.lora = None if rank is None else ReleaseLora(path, text, rank, facts.lora_alpha, dtype, self._release)
+        wanted |= self.lora.wanted if self.lora else {}
+        check_names(f"{path} with {llm.source}", self._cut_positions(found), wanted)
+        self.specs = {name: Spec(shape, dtype) for name, shape in expected.items()}
+        self._fused: tuple[str, tuple[torch.Tensor, ...]] | None = None
+
+    def _wanted(self, expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Canonical release name -> shape, for every tensor that our model needs."""
+        wanted: dict[str, tuple[int, ...]] = {}
+        for name, shape in expected.items():
+            source = self._sources[name]
+            if source == keys.QUERIES:
+                wanted[source] = (1, *shape)
+            elif source in wanted:  # another part of the same fused projection
+                wanted[source] = (wanted[source][0] + shape[0], *shape[1:])
+            else:
+                wanted[source] = shape
+        return wanted
+
+    def _base_of_the_rest(
+        self, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+    ) -> TensorFiles | None:
+        """The LLM's own files, where the checkpoint lacks any of its weights; what they hold is added to `found`."""
+        if all(name in found for name in wanted if name.startswith(keys.LLM)):
+            return None
+        base = self.llm.weights()
+        for name, shape in base.shapes.items():
+            if not keys.is_unused(keys.LLM + name):
+                found.setdefault(keys.LLM + name, shape)
+        return base
+
+    def _cut_positions(self, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """BERT's table has a row for every position; only the first ones are used."""
+        shape, used = found.get(keys.POSITIONS), self.config.visual_tokens
+        return {**found, keys.POSITIONS: (used, *shape[1:])} if shape and shape[0] > used else found
+
+    def _release(self, name: str) -> torch.Tensor:
+        if name in self._keys:
+            return self.files.read(self._keys[name])
+        return self._base.read(name.removeprefix(keys.LLM))
+
+    def _parts(self, source: str) -> tuple[torch.Tensor, ...]:
+        """Query, key and value of a fused projection; the last one is kept, they are asked for one after the other."""
+        if self._fused is None or self._fused[0] != source:
+            self._fused = None
+            whole = self._release(source)
+            if self.merge_lora and self.lora:
+                whole = whole.float() + self.lora.delta(source)
+            self._fused = source, split_wqkv(whole, self.config.text_config)
+        return self._fused[1]
+
+    def read(self, name: str) -> torch.Tensor:
+        source = self._sources[name]
+        if keys.FUSED.match(source):
+            values = self._parts(source)[PARTS.index(name.split(".")[-2])]
+        elif source == keys.QUERIES:
+            values = self._release(source)[0]
+        else:
+            values = self._release(source)
+            values = values[: self.config.visual_tokens] if source == keys.POSITIONS else values
+        cast = values.to(self.dtype)
+        if not torch.isfinite(cast).all():
+            raise CheckpointError(
+                f"{self.where}: {source} has values that {self.dtype} cannot hold; try another --dtype"
+            )
+        return cast
+
+    def processor(self) -> ParGoProcessor:
+        return self._processor
+
+    def write_description(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer = self._processor.tokenizer
+        self.config.save_pretrained(folder)
+        GenerationConfig(
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=self._processor.stop_token_ids,
+            pad_token_id=tokenizer.pad_token_id,
+        ).save_pretrained(folder)
+        self._processor.save_pretrained(folder)
+
+
+def describe(
+    path: Path, found: dict[str, tuple[int, ...]], llm: LLMFolder, facts: ReleaseFacts, dtype: torch.dtype
+) -> tuple[ParGoConfig, ParGoProcessor]:
+    """Configuration and processor of the model that the checkpoint's shapes, the LLM's folder and the facts describe.
+
+    Raises CheckpointError when they do not fit each other.
+    """
+    projector, text = projector_config(path, found, facts), llm.config()
+    vision = vision_config_from_timm(facts.vision, feature_norm=True)
+    processor = ParGoProcessor(
+        load_tokenizer(llm.folder),
+        image_size=vision.image_size,
+        visual_tokens=projector.visual_tokens,
+        prompt="paper",
+    )
+    config = ParGoConfig(
+        vision_config=vision,
+        text_config=text,
+        projector_config=projector,
+        image_token_id=processor.image_token_id,
+        architectures=[ParGoForConditionalGeneration.__name__],
+        dtype=dtype,
+    )
+    return config, processor
+
+
+def projector_config(path: Path, found: dict[str, tuple[int, ...]], facts: ReleaseFacts) -> ParGoProjectorConfig:
+    """The projector's sizes, from the shapes of its tensors.
+
+    Raises CheckpointError when the checkpoint has no projector, or the facts do not fit it.
+    """
+    inner = f"{keys.BERT}encoder.layer.0.intermediate_query.dense.weight"
+    queries, ffn = found.get(keys.QUERIES), found.get(inner)
+    if queries is None or len(queries) != 3 or ffn is None or len(ffn) != 2:
+        raise CheckpointError(
+            f"{path} holds no projector of the release: {keys.QUERIES} has shape {queries}, expected (1, tokens, "
+            f"width), and {inner} has shape {ffn}, expected (inner width, width)"
+        )
+    layers = {int(match[1]) for name in found if (match := keys.BERT_LAYER.match(name))}
+    tokens, width = queries[1:]
+    heads = facts.heads if facts.heads is not None else max(1, width // HEAD_DIM)
+    if facts.partial_tokens > tokens:
+        raise CheckpointError(f"{path} has {tokens} learned tokens, fewer than {facts.partial_tokens} partial ones")
+    if heads < 1 or width % heads:
+        raise CheckpointError(f"{path}: {heads} heads do not divide the projector's width {width}; give --heads")
+    return ParGoProjectorConfig(
+        partial_tokens=facts.partial_tokens,
+        global_tokens=tokens - facts.partial_tokens,
+        layers=max(layers) + 1,
+        width=width,
+        heads=heads,
+        ffn_width=ffn[0],
+        cascade="release",
+        norm="post",
+        norm_eps=BERT_EPS,
+        query_positions=True,
+    )
