@@ -16,8 +16,19 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_files, write_hashes
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.weights import EMBEDDING, HEAD, Spec, WeightSource, check_names, expected_shapes, progress
+from pargo_ds.convert.shipped_code import ship_code
+from pargo_ds.convert.weights import (
+    EMBEDDING,
+    HEAD,
+    InPieces,
+    Spec,
+    WeightSource,
+    check_names,
+    expected_shapes,
+    progress,
+)
 from pargo_ds.model import ParGoConfig, ParGoProcessor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -31,15 +42,16 @@ NAMES_OF_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class HFFolder(WeightSource):
-    """An exported folder.
+    """An exported folder. Where it has a SHA256SUMS every file is compared with it first, and `checked` is True.
 
     Raises:
-        CheckpointError: no such folder, a configuration of another kind of model, files that cannot be read, tensors
-            missing, unexpected or misshapen (listed together), an adapter that is not merged.
+        CheckpointError: no such folder, files that are altered, missing or cannot be read, a configuration of another
+            kind of model, tensors missing, unexpected or misshapen (listed together), an adapter that is not merged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.where = folder
+        self.checked = check_hashes(folder)
         self.config = read_config(folder)
         if (folder / "adapter").exists():
             raise CheckpointError(
@@ -78,7 +90,7 @@ class HFFolder(WeightSource):
         for file in sorted(set(listed.values())):
             path = self.where / file
             if Path(file).name != file or not path.is_file():
-                raise CheckpointError(f"{index} names {file}, which is not there")
+                raise CheckpointError(f"{index} names {file}, which is not there; did a download stop?")
             found |= dict.fromkeys(self._handle(path).keys(), path)
         differing = sorted(n for n in found.keys() | listed if n not in found or listed.get(n) != found[n].name)
         if differing:
@@ -122,15 +134,31 @@ def read_config(folder: Path) -> ParGoConfig:
         kind = json.loads(path.read_text()).get("model_type")
         if kind == ParGoConfig.model_type:
             return ParGoConfig.from_pretrained(folder)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     raise CheckpointError(f"{path} describes a model of type {kind}; expected {ParGoConfig.model_type}")
 
 
 def copy_description(source: Path, folder: Path) -> None:
-    """Copy a Hugging Face folder without its weights and hidden files."""
-    ignored = shutil.ignore_patterns(*WEIGHT_FILES, ".*")
+    """Copy a Hugging Face folder without its weights, code, hashes and hidden files; finish_folder adds new ones."""
+    ignored = shutil.ignore_patterns(*WEIGHT_FILES, "*.py", "__pycache__", HASHES, ".*")
     shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+
+
+def finish_folder(folder: Path) -> None:
+    """The last step of every export: the model's code beside its weights, then the hash of every file."""
+    ship_code(folder)
+    write_hashes(folder)
+
+
+def rehash(folder: Path) -> int:
+    """Accept the files of an export as they are now, after a change that was meant; returns how many were listed.
+
+    Raises CheckpointError when it is no export any more, or a file of it was not downloaded.
+    """
+    read_config(folder)
+    write_hashes(folder)
+    return len(listable_files(folder))
 
 
 def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_BYTES) -> None:
@@ -156,7 +184,7 @@ def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_
 
 
 def write_safetensors(path: Path, specs: Mapping[str, Spec], source: WeightSource, advance: Any) -> None:
-    """One safetensors file, one tensor in memory at a time."""
+    """One safetensors file; one tensor is in memory at a time, or a piece of one."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():
@@ -170,8 +198,16 @@ def write_safetensors(path: Path, specs: Mapping[str, Spec], source: WeightSourc
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, spec in specs.items():
-            tensor = source.read(name)
-            if (tuple(tensor.shape), tensor.dtype) != (spec.shape, spec.dtype):
-                raise CheckpointError(f"{source.where}: {name} is {tensor.dtype} {list(tensor.shape)}, not {spec}")
-            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
-            advance(spec.bytes)
+            written = 0
+            for piece in source.pieces(name) if isinstance(source, InPieces) else [_whole(source, name, spec)]:
+                written += file.write(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+                advance(piece.nbytes)
+            if written != spec.bytes:
+                raise CheckpointError(f"{source.where}: {name} came as {written} bytes, not as {spec.bytes} ({spec})")
+
+
+def _whole(source: WeightSource, name: str, spec: Spec) -> torch.Tensor:
+    tensor = source.read(name)
+    if (tuple(tensor.shape), tensor.dtype) != (spec.shape, spec.dtype):
+        raise CheckpointError(f"{source.where}: {name} is {tensor.dtype} {list(tensor.shape)}, not {spec}")
+    return tensor

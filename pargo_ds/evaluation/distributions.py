@@ -119,7 +119,7 @@ class Repeats:
         self._texts: Counter[str] = Counter()
 
     def add(self, value: str | bytes) -> None:
-        self._hashes.append(xxhash.xxh64_intdigest(value))
+        self._hashes.append(xxhash.xxh64_intdigest(value.encode() if isinstance(value, str) else value))
         if isinstance(value, str) and (value in self._texts or len(self._texts) < MOST_TEXTS):
             self._texts[value] += 1
 

@@ -1,4 +1,7 @@
-"""Load an exported folder the way a user does: through the Auto classes."""
+"""Load an exported folder the way a user does: through the Auto classes, after its files were found whole.
+
+The classes are those of pargo_ds; code that lies in the folder is never run.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import pargo_ds.model  # noqa: F401  (registers the Auto classes)
+from pargo_ds.checkpoint.folder_hashes import check_hashes
 
 
 def load_exported(folder: str | Path, device: str | None = None) -> tuple[Any, Any]:
     """(model in evaluation mode, processor) of an exported folder; `device` defaults to a GPU where there is one.
 
-    Raises ValueError when the folder is not an exported ParGo model, or the device cannot be had.
+    Raises ValueError when the folder is not an exported ParGo model, a file of it was altered, is missing or was not
+    downloaded, or the device cannot be had.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -23,6 +28,7 @@ def load_exported(folder: str | Path, device: str | None = None) -> tuple[Any, A
             f"{folder} is not an exported model: it has no config.json. Export a checkpoint with "
             "tools/convert_checkpoint.py zero-to-hf CHECKPOINT OUT"
         )
+    check_hashes(Path(folder))
     try:
         kind = json.loads(path.read_text()).get("model_type")
     except ValueError as error:
@@ -31,8 +37,18 @@ def load_exported(folder: str | Path, device: str | None = None) -> tuple[Any, A
         raise ValueError(f"{folder} holds a model of type {kind}; expected pargo, as zero-to-hf writes it")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", trust_remote_code=False)
+        merge_adapter(model, Path(folder) / "adapter")
+        model = model.to(device).eval()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} cannot be loaded on {device}: {error}") from error
     return model, processor
+
+
+def merge_adapter(model: Any, adapter: Path) -> None:
+    """Add an exported LoRA adapter into the LLM, where there is one; without it the LLM would answer untrained."""
+    if adapter.is_dir():
+        from peft import PeftModel
+
+        model.llm = PeftModel.from_pretrained(model.llm, adapter).merge_and_unload()

@@ -34,7 +34,6 @@ __all__ = [
     "build_projector",
     "load_pretrained_vision",
     "register",
-    "ship_code_with_weights",
     "vision_config_from_timm",
     "vision_config_from_transformers",
 ]
@@ -46,13 +45,6 @@ def register() -> None:
     AutoModelForImageTextToText.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
     AutoModelForCausalLM.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(ParGoConfig, ParGoProcessor, exist_ok=True)
-
-
-def ship_code_with_weights() -> None:
-    """From now on save_pretrained also writes these code files, for `from_pretrained(..., trust_remote_code=True)`."""
-    ParGoConfig.register_for_auto_class()
-    ParGoForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
-    ParGoProcessor.register_for_auto_class("AutoProcessor")
 
 
 register()

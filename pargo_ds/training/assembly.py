@@ -22,6 +22,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from pargo_ds import distributed
 from pargo_ds.batch import Batch
+from pargo_ds.checkpoint.folder_hashes import check_hashes
 from pargo_ds.config import ConfigError, RunConfig
 from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor, ParGoVisionConfig
 from pargo_ds.model.vision import (
@@ -32,6 +33,9 @@ from pargo_ds.model.vision import (
 )
 from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
+
+LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
+"""Options of the projector that came after the first checkpoints, at values that change nothing."""
 
 
 def dtype_of(run: RunConfig) -> torch.dtype:
@@ -117,6 +121,8 @@ def build_meta_model(run: RunConfig) -> ParGoForConditionalGeneration:
 def build_processor(run: RunConfig) -> ParGoProcessor:
     """Tokenizer, template and picture preparation; taken over from `start_from` where the run has one."""
     if run.start_from is not None:
+        folder = Path(run.start_from)
+        distributed.together(lambda: distributed.is_main() and check_hashes(folder, weights=False))
         return ParGoProcessor.from_pretrained(run.start_from)
     try:
         tokenizer = AutoTokenizer.from_pretrained(run.llm.name, revision=run.llm.revision)
@@ -170,7 +176,12 @@ def partition_while_loading(zero3: dict[str, Any] | None) -> Iterator[None]:
 
 
 def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForConditionalGeneration:
-    """All weights of an exported folder, strictly; the run file must describe the same model."""
+    """All weights of an exported folder, strictly; the run file must describe the same model.
+
+    Every file is compared with the folder's hashes first, where it has them; the ranks divide the work.
+    """
+    folder, rank, ranks = Path(run.start_from), distributed.rank(), distributed.world_size()
+    distributed.together(lambda: check_hashes(folder, rank, ranks))
     with partition_while_loading(zero3):
         model, info = ParGoForConditionalGeneration.from_pretrained(
             run.start_from, dtype=dtype_of(run), output_loading_info=True
@@ -240,7 +251,14 @@ def embedding_std(llm: nn.Module) -> float:
 
 def model_fingerprint(model: ParGoForConditionalGeneration) -> str:
     """Hash of the model's configuration and of every parameter's name, shape and whether it trains."""
-    config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
+    left_out = ("transformers_version", "_name_or_path", "auto_map")
+    config = {key: value for key, value in model.config.to_dict().items() if key not in left_out}
+    # Checkpoints from before an option hold no word of it and must still resume.
+    config["projector_config"] = {
+        key: value
+        for key, value in config["projector_config"].items()
+        if key not in LATER_OPTIONS or value != LATER_OPTIONS[key]
+    }
     parameters = [
         (name, list(getattr(p, "ds_shape", p.shape)), p.requires_grad) for name, p in model.named_parameters()
     ]
