@@ -5,7 +5,9 @@
   zero-to-megatron CHECKPOINT OUT  a training checkpoint -> a torch_dist checkpoint of megatron-core (LoRA merged)
   hf-to-megatron FOLDER OUT        an exported Hugging Face folder -> the same
   megatron-to-hf CHECKPOINT OUT    a torch_dist checkpoint -> a Hugging Face folder
+  release-to-hf CHECKPOINT OUT     the authors' released checkpoint and InternLM2's folder -> a Hugging Face folder
   verify A B                       any two of these: the same tensors? With --picture and --question: the same logits?
+  rehash FOLDER                    accept an exported folder that was changed on purpose: write its SHA256SUMS anew
 
 CHECKPOINT of a training run is a step folder (runs/NAME/checkpoints/step_00000500) or a run's folder (then its newest
 checkpoint). verify exits with 0 when both hold the same model, with 1 when not; faulty input exits with 2.
@@ -15,6 +17,7 @@ examples:
   python tools/convert_checkpoint.py zero-to-hf runs/finetune runs/finetune/export --merge-lora
   python tools/convert_checkpoint.py hf-to-megatron runs/finetune/export runs/finetune/megatron
   python tools/convert_checkpoint.py megatron-to-hf megatron_run/checkpoints OUT --base runs/finetune/export
+  python tools/convert_checkpoint.py release-to-hf ParGo.pth OUT --llm internlm/internlm2-7b --merge-lora
   python tools/convert_checkpoint.py verify runs/finetune runs/finetune/megatron
 """
 
@@ -27,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 RUN_HELP = "step folder, or a run's folder (its newest checkpoint)"
+ZERO_HELP = RUN_HELP + "; or what DeepSpeed's own save_checkpoint wrote, with --run"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -41,8 +45,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         added.add_argument("--force", action="store_true", help="replace OUT if it exists")
         return added
 
-    zero = command("zero-to-hf", "training checkpoint -> Hugging Face folder", "checkpoint", RUN_HELP)
+    zero = command("zero-to-hf", "training checkpoint -> Hugging Face folder", "checkpoint", ZERO_HELP)
     zero.add_argument("--merge-lora", action="store_true", help="add LoRA into the LLM's weights; else adapter/ beside")
+    zero.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: the run's precision)")
+    zero.add_argument("--file-size", type=float, default=4.0, metavar="GB", help="of one weight file (default 4)")
+    zero.add_argument("--run", type=Path, metavar="RUN.yaml", help="run file, where DeepSpeed alone wrote CHECKPOINT")
     to_megatron = [
         command("zero-to-megatron", "training checkpoint -> torch_dist checkpoint", "checkpoint", RUN_HELP),
         command("hf-to-megatron", "Hugging Face folder -> torch_dist checkpoint", "folder", "exported folder"),
@@ -50,6 +57,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for added in to_megatron:
         added.add_argument("--separate-layers", action="store_true", help="a key per layer (non_homogeneous_layers)")
     back = command("megatron-to-hf", "torch_dist checkpoint -> Hugging Face folder", "checkpoint", "its folder")
+    release = command("release-to-hf", "the authors' release -> Hugging Face folder", "checkpoint", "its file")
+    add_release_arguments(release)
     verify = commands.add_parser("verify", help="do two folders hold the same model?")
     verify.add_argument("first", type=Path, metavar="A", help="Hugging Face folder, torch_dist or training checkpoint")
     verify.add_argument("second", type=Path, metavar="B", help="likewise")
@@ -58,16 +67,44 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     verify.add_argument("--tolerance", type=float, default=0.0, help="largest difference that is allowed (default 0)")
     for added in (back, verify):
         added.add_argument("--base", type=Path, help="exported folder with what a checkpoint of Megatron's own lacks")
+    rehash = commands.add_parser("rehash", help="accept an exported folder that was changed on purpose")
+    rehash.add_argument("folder", type=Path, help="exported folder; its SHA256SUMS is written anew")
     options = parser.parse_args(arguments)
     if options.command == "verify" and (options.picture is None) != (options.question is None):
         verify.error("--picture and --question belong together")
+    if options.command == "zero-to-hf" and not options.file_size > 0:
+        zero.error(f"--file-size {options.file_size}: expected more than 0 GB")
     return options
 
 
-def run_zero_to_hf(options: argparse.Namespace) -> int:
-    from pargo_ds.convert.zero_to_hf import convert
+def add_release_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--llm", required=True, help="InternLM2: its folder, or its name on the hub")
+    parser.add_argument("--revision", help="commit, tag or branch of --llm on the hub")
+    parser.add_argument("--merge-lora", action="store_true", help="add LoRA into the weights; else adapter/ beside")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the weights")
+    parser.add_argument("--partial-tokens", type=int, default=288, help="of the learned tokens (default 288)")
+    parser.add_argument("--heads", type=int, help="attention heads of the projector (default: its width / 64)")
+    parser.add_argument("--lora-alpha", type=int, default=512, help="LoRA's alpha (default 512)")
+    parser.add_argument(
+        "--vision",
+        default="eva02_large_patch14_clip_336",
+        help="timm's name of the vision tower (default eva02_large_patch14_clip_336)",
+    )
 
-    counts = convert(options.checkpoint, options.out, merge_lora=options.merge_lora, force=options.force)
+
+def run_zero_to_hf(options: argparse.Namespace) -> int:
+    from pargo_ds.config import load_config
+    from pargo_ds.convert.zero_to_hf import DTYPES, convert
+
+    counts = convert(
+        options.checkpoint,
+        options.out,
+        merge_lora=options.merge_lora,
+        dtype=DTYPES.get(options.dtype),
+        file_bytes=int(options.file_size * 1e9),
+        run=load_config(options.run) if options.run else None,
+        force=options.force,
+    )
     print(f"{options.out}: {counts['trained']:,} trained and {counts['frozen']:,} frozen parameters")
     return 0
 
@@ -103,10 +140,23 @@ def run_megatron_to_hf(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_release_to_hf(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.release_to_hf import release_to_hf
+    from pargo_ds.convert.release_weights import ReleaseFacts
+
+    facts = ReleaseFacts(options.partial_tokens, options.heads, options.lora_alpha, options.vision)
+    settings = {name: getattr(options, name) for name in ("revision", "dtype", "merge_lora", "force")}
+    count = release_to_hf(options.checkpoint, options.out, options.llm, facts, **settings)
+    print(f"{options.out}: {count} tensors")
+    return 0
+
+
 def run_verify(options: argparse.Namespace) -> int:
-    from pargo_ds.convert.verify import compare, compare_logits, open_weights
+    from pargo_ds.convert.verify import compare, compare_logits, open_weights, unproven
 
     first, second = open_weights(options.first, options.base), open_weights(options.second, options.base)
+    for said in filter(None, map(unproven, (first, second))):
+        print(said)
     comparison = compare(first, second)
     print(comparison)
     same = comparison.fits(options.tolerance)
@@ -121,6 +171,13 @@ def run_verify(options: argparse.Namespace) -> int:
     return 0 if same else 1
 
 
+def run_rehash(options: argparse.Namespace) -> int:
+    from pargo_ds.convert.hf_folder import rehash
+
+    print(f"{options.folder}: {rehash(options.folder)} files listed in SHA256SUMS")
+    return 0
+
+
 def main() -> int:
     options = parse_arguments()
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # conversion is work for the CPU
@@ -129,7 +186,9 @@ def main() -> int:
         "zero-to-megatron": run_zero_to_megatron,
         "hf-to-megatron": run_hf_to_megatron,
         "megatron-to-hf": run_megatron_to_hf,
+        "release-to-hf": run_release_to_hf,
         "verify": run_verify,
+        "rehash": run_rehash,
     }
     try:
         return commands[options.command](options)

@@ -1,98 +1,180 @@
-"""A training checkpoint as a source of weights: fragments for what trained, the run's own parts for what did not.
+"""A training checkpoint as a source of weights: its own files for what trained, the run's sources for what did not.
 
-The frozen parts are built once, as the run built them, and checked against the hashes in the manifest; trained tensors
-are read from the fragments when they are asked for. LoRA is merged on the way, in fp32.
+The model is built on the meta device only. Frozen weights are checked against the hashes in the manifest before any
+value leaves; LoRA is merged on the way, in fp32, or left apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 
-from pargo_ds.checkpoint.fragments import WEIGHT, FragmentFiles
-from pargo_ds.checkpoint.frozen import check_frozen, frozen_hashes
-from pargo_ds.checkpoint.manifest import CheckpointError, read_manifest, verify_files
-from pargo_ds.config import parse_config
-from pargo_ds.convert.weights import Spec, WeightSource, check_names, expected_shapes
-from pargo_ds.convert.zero_to_hf import find_checkpoint, model_card, tied_names
+from pargo_ds.checkpoint.frozen import check_frozen
+from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.config import RunConfig
+from pargo_ds.convert.checkpoint_files import PIECE, CheckpointFiles, open_checkpoint
+from pargo_ds.convert.frozen_hashes import hash_frozen
+from pargo_ds.convert.frozen_parts import BASE_LAYER, FrozenParts, input_embedding, spread
+from pargo_ds.convert.lora_adapter import LORA, LoraAdapter
+from pargo_ds.convert.model_card import NOT_VERIFIED, model_card
+from pargo_ds.convert.skeleton import build_skeleton
+from pargo_ds.convert.weights import Spec, WeightSource, check_names
 from pargo_ds.model import ParGoProcessor
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
 
-BASE_LAYER = "base_layer."
-LORA = ".lora_"
+LAST_DIGITS = 64
+"""The embedding's deviation may differ by so many of fp32's smallest steps between a GPU, a CPU and pieces of it."""
 
 
 class CheckpointWeights(WeightSource):
-    """A checkpoint of format 2 (a step folder, or a run's folder), in the run's precision.
+    """A checkpoint: a step folder, a run's folder, or DeepSpeed's own.
+
+    Args:
+        path: the folder, or what open_checkpoint says of it.
+        run: the run file that it belongs to; only for DeepSpeed's own checkpoints, which do not hold it.
+        lora: "merged" into the layers, or "apart": `write_adapter` writes it.
+        dtype: of all floating-point weights; the run's precision when None. What trained is held in fp32.
+        wait: until all files were compared with their hashes; else the caller calls `files.check` before it publishes
+            anything.
 
     Raises:
-        CheckpointError: it is damaged, of the old format, or does not fit the frozen parts that it names.
+        CheckpointError: it is damaged, or does not fit the frozen parts that it names.
         ConfigError: these parts cannot be had.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.where = find_checkpoint(path)
-        self.manifest = read_manifest(self.where)
-        if self.manifest.format_version == 1:
-            raise CheckpointError(f"{self.where} has the old format 1; convert it with zero-to-hf, then hf-to-megatron")
-        verify_files(self.where, self.manifest)
-        self.run = parse_config(self.manifest.config, source=str(self.where / "manifest.json"))
+    def __init__(
+        self,
+        path: Path | CheckpointFiles,
+        run: RunConfig | None = None,
+        lora: Literal["merged", "apart"] = "merged",
+        dtype: torch.dtype | None = None,
+        wait: bool = True,
+    ) -> None:
+        self.files = path if isinstance(path, CheckpointFiles) else open_checkpoint(path, run)
+        self.where, self.run, self.manifest = self.files.where, self.files.run, self.files.manifest
+        self.dtype = assembly.dtype_of(self.run) if dtype is None else dtype
         self._processor = assembly.build_processor(self.run)
-        self.model = assembly.build_model(self.run, self._processor, settings=None)
-        apply_freezing(self.model, self.run.train)
-        self._check_model()
+        self.model = build_skeleton(self.run, self._processor)
+        with torch.device("meta"):
+            apply_freezing(self.model, self.run.train)
         self.config = self.model.config
-        self.files = FragmentFiles(self.where, self.manifest.parameters)
-        self.dtype = assembly.dtype_of(self.run)
-        self.layers = lora_layers(self.model)
-        self._names = self._model_names()
-        shapes = {name: tuple(self._values[full].shape) for name, full in self._names.items()}
-        check_names(self.where, shapes, expected_shapes(self.config))
-        self.specs = {name: Spec(shape, self._dtype_of(self._names[name])) for name, shape in shapes.items()}
-        self._leave_trained_to_the_files()
-
-    def _check_model(self) -> None:
-        if assembly.model_fingerprint(self.model) != self.manifest.model_fingerprint:
-            raise CheckpointError(
-                f"the frozen parts named in {self.where} now describe another model: {self.manifest.frozen_sources}; "
-                "put back what the run was trained with"
-            )
-        check_frozen(frozen_hashes(self.model), self.manifest.frozen, str(self.where))
-        trained = {n: tuple(p.shape) for n, p in self.model.named_parameters() if p.requires_grad}
-        check_names(self.where, {n: tuple(s) for n, s in self.manifest.parameters.items()}, trained)
-
-    def _model_names(self) -> dict[str, str]:
-        """Exported name -> name in the model with its adapters."""
-        self._values = self.model.state_dict()
+        values = self.model.state_dict()
         aliases = tied_names(self.model)
-        full = [name for name in self._values if LORA not in name and name not in aliases]
-        return {name.replace(BASE_LAYER, ""): name for name in full}
+        self._full = {n.replace(BASE_LAYER, ""): n for n in values if LORA not in n and n not in aliases}
+        self._trained = {n for n, p in self.model.named_parameters() if p.requires_grad}
+        self._check_names(values, aliases)
+        if lost := sorted(self._trained - set(self.files.trained.names())):
+            raise CheckpointError(f"{self.where}: its files lack {', '.join(lost[:12])} ({len(lost)} tensors)")
+        self.frozen = self._find_frozen(values)
+        self._measure_embedding()
+        self.not_verified = self._verify()
+        self.specs = {
+            name: Spec(
+                tuple(values[full].shape), self.dtype if values[full].is_floating_point() else values[full].dtype
+            )
+            for name, full in self._full.items()
+        }
+        has_lora = self.run.train.llm.mode == "lora"
+        self.adapter = LoraAdapter(self.model, self.files.read, self.dtype, self.where) if has_lora else None
+        self.lora = lora if has_lora else None
+        if wait:
+            self.files.check()
 
-    def _leave_trained_to_the_files(self) -> None:
-        """Free what the files hold; LoRA's small matrices go into the layers, which know how to merge them."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                if name in self.manifest.parameters:
-                    self._values[name] = self._values[name].to("meta")
-                    is_lora = LORA in name
-                    parameter.data = self.files.whole(WEIGHT, name).clone() if is_lora else torch.empty(0)
+    def _check_names(self, values: Mapping[str, torch.Tensor], aliases: Mapping[str, str]) -> None:
+        """What the checkpoint holds must be parts of the model, and all that trained must be there."""
+        others, shapes = self.files.others, self.files.shapes
+        found = {name: tuple(shape) for name, shape in {**others, **shapes}.items() if name not in aliases}
+        optional = found.keys() & (others.keys() - self._trained)
+        wanted = {name: tuple(values[name].shape) for name in self._trained | optional if name in values}
+        check_names(self.where, found, wanted)
 
-    def _dtype_of(self, full: str) -> torch.dtype:
-        dtype = self._values[full].dtype
-        return self.dtype if dtype.is_floating_point else dtype
+    def _find_frozen(self, values: Mapping[str, torch.Tensor]) -> FrozenParts:
+        """Where the weights lie that neither trained nor lie in the checkpoint."""
+        held = self._trained | self.files.others.keys()
+        wanted = {name: tuple(values[full].shape) for name, full in self._full.items() if full not in held}
+        measured = self.manifest is not None
+        return FrozenParts(self.run, self.model, wanted, self._processor, measure_embedding=measured)
+
+    def _measure_embedding(self) -> None:
+        """The deviation that the projector's output starts at. It matters for the configuration's fingerprint only."""
+        if self.run.start_from is not None:
+            return
+        std = self.frozen.output_std
+        if std is None:
+            name, _ = input_embedding(self.model)
+            std = spread(self._values(name), self.dtype)
+        self.config.projector_config.output_std = std
+
+    def _verify(self) -> str | None:
+        """Why frozen weights could not be compared with hashes; None when they were, and are the same."""
+        if self.manifest is None:
+            held = self.files.others.keys() - self._trained
+            where = "; those that it holds were taken from it" if held else ""
+            return NOT_VERIFIED.format("a plain DeepSpeed checkpoint") + where
+        self._check_fingerprint(self.manifest.model_fingerprint)
+        if self.manifest.format_version == 1:
+            return NOT_VERIFIED.format("a checkpoint of format 1")
+        names = {full: name for name, full in self._full.items() if full not in self._trained}
+        check_frozen(hash_frozen(self.frozen, names), self.manifest.frozen, str(self.where))
+        return None
+
+    def _check_fingerprint(self, wanted: str) -> None:
+        projector = self.config.projector_config
+        for std in [projector.output_std] if self.run.start_from else neighbours(projector.output_std):
+            projector.output_std = std
+            if assembly.model_fingerprint(self.model) == wanted:
+                return
+        raise CheckpointError(
+            f"the frozen parts named in {self.where} now describe another model: "
+            f"{assembly.frozen_sources(self.run)}; put back what the run was trained with"
+        )
+
+    def _values(self, name: str) -> torch.Tensor:
+        """By its exported name, without its adapter: fp32 where it trained, else in the run's precision."""
+        full = self._full[name]
+        if full in self._trained:
+            return self.files.read(full)
+        if full in self.files.others:
+            return self.frozen.cast(self.files.read(full))
+        return self.frozen.read(name)
 
     def read(self, name: str) -> torch.Tensor:
-        full = self._names[name]
-        trained = full in self.manifest.parameters
-        values = self.files.whole(WEIGHT, full) if trained else self._values[full]
-        layer = self.layers.get(name.removesuffix(".weight"))
-        if layer is not None and name.endswith(".weight"):
-            with torch.no_grad():
-                values = values.float() + layer.get_delta_weight("default")
-        return values.to(self._dtype_of(full))
+        values = self._values(name)
+        if self.merges(name):
+            values = self.adapter.merge(name.removesuffix(".weight"), values)
+        return values.to(self.specs[name].dtype)
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The elements of one tensor in order, in its type; merged layers come whole."""
+        full = self._full[name]
+        if self.merges(name) or (full not in self._trained and full in self.files.others):
+            pieces = iter([self.read(name).reshape(-1)])
+        elif full in self._trained:
+            pieces = self.files.pieces(full)
+        else:
+            pieces = map(self.frozen.cast, self.frozen.stored(name).reshape(-1).split(PIECE))
+        return (piece.to(self.specs[name].dtype) for piece in pieces)
+
+    def merges(self, name: str) -> bool:
+        """Whether an adapter is added to this weight."""
+        layer, _, kind = name.rpartition(".")
+        return self.lora == "merged" and kind == "weight" and layer in self.adapter.layers
+
+    def write_adapter(self, folder: Path) -> None:
+        """The LoRA adapter as peft's folder, where it is kept apart."""
+        if self.lora == "apart":
+            self.adapter.write(folder)
+
+    def counts(self) -> dict[str, int]:
+        """Parameters that trained, and all others, adapters included."""
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {"trained": trained, "frozen": sum(p.numel() for p in self.model.parameters()) - trained}
 
     def processor(self) -> ParGoProcessor:
         return self._processor
@@ -108,12 +190,34 @@ class CheckpointWeights(WeightSource):
         config.save_pretrained(folder)
         generation.save_pretrained(folder)
         self._processor.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(self.run, self.manifest, bool(self.layers), True))
+        hashes = self.manifest.frozen if self.manifest else {}
+        card = model_card(
+            self.run,
+            manifest=self.manifest,
+            step=self.files.step,
+            frozen={n: hashes.get(n) for n in self._full.values() if n not in self._trained},
+            dtype=config.dtype,
+            lora=self.lora,
+            not_verified=self.not_verified,
+        )
+        (folder / "README.md").write_text(card)
 
 
-def lora_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Adapted layers by their exported names."""
-    from peft.tuners.lora import LoraLayer
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Second names of shared parameters -> their first name."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            aliases[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return aliases
 
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
-    return {name.replace(BASE_LAYER, ""): module for name, module in found.items()}
+
+def neighbours(value: float) -> Iterator[float]:
+    """fp32 numbers around `value`, nearest first."""
+    below = above = np.float32(value)
+    yield float(value)
+    for _ in range(LAST_DIGITS):
+        below, above = np.nextafter(below, np.float32(-np.inf)), np.nextafter(above, np.float32(np.inf))
+        yield from (float(below), float(above))

@@ -19,6 +19,7 @@ import xxhash
 from pargo_ds.checkpoint.manifest import CheckpointError, describe_file
 from pargo_ds.convert.megatron_arguments import gpt_arguments
 from pargo_ds.convert.megatron_layout import Entry, Layout
+from pargo_ds.convert.shipped_code import forget_code
 from pargo_ds.convert.torch_dist import FILE_BYTES, Chunk, write_torch_dist
 from pargo_ds.convert.weights import LLM, WeightSource, progress, total_bytes
 from pargo_ds.convert.whole_output import whole_output
@@ -54,6 +55,7 @@ def to_megatron(
         (aside / OURS).mkdir()
         (aside / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n")
         source.write_description(aside / DESCRIPTION)
+        forget_code(aside / DESCRIPTION)
         write_manifest(aside)
     return len(source.specs)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from pargo_ds.checkpoint.manifest import CheckpointError, hash_file
-from pargo_ds.convert.hf_folder import HFFolder, copy_description, read_config, write_hf_weights
+from pargo_ds.convert.hf_folder import HFFolder, copy_description, finish_folder, read_config, write_hf_weights
 from pargo_ds.convert.hf_to_megatron import DESCRIPTION, MANIFEST, PREFIX, hash_of
 from pargo_ds.convert.megatron_layout import LAYERS, Entry, Layout
 from pargo_ds.convert.torch_dist import TorchDistFolder
@@ -168,4 +168,5 @@ def megatron_to_hf(folder: Path, out: Path, *, base: Path | None = None, force: 
     with whole_output(out, force=force, needed=total_bytes(source.specs.values()), sources=sources) as aside:
         source.write_description(aside)
         write_hf_weights(source, aside)
+        finish_folder(aside)
     return len(source.specs)

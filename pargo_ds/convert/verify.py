@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from pargo_ds.checkpoint.folder_hashes import HASHES
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.checkpoint_weights import CheckpointWeights
 from pargo_ds.convert.hf_folder import HFFolder
@@ -73,6 +74,13 @@ def open_weights(path: Path, base: Path | None = None) -> WeightSource:
         f"{path} is neither a Hugging Face folder (config.json), nor a torch_dist checkpoint ({METADATA}), nor a "
         "training checkpoint (manifest.json) or run folder"
     )
+
+
+def unproven(source: WeightSource) -> str | None:
+    """What to say of an exported folder whose files could not be compared with hashes."""
+    if not isinstance(source, HFFolder) or source.checked:
+        return None
+    return f"{source.where} has no {HASHES}: whether its files are as they were exported could not be checked"
 
 
 def compare(first: WeightSource, second: WeightSource) -> Comparison:

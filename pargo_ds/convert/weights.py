@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
@@ -52,6 +52,15 @@ class WeightSource(Protocol):
 
     def write_description(self, folder: Path) -> None:
         """Everything of a Hugging Face folder but the weights: configuration, tokenizer, template, card."""
+        ...
+
+
+@runtime_checkable
+class InPieces(Protocol):
+    """A source that can also give a tensor a little at a time, so that less is copied and held."""
+
+    def pieces(self, name: str) -> Iterator[torch.Tensor]:
+        """The elements of one tensor in their order, as 1-D tensors of its type."""
         ...
 
 

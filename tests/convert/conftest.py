@@ -9,10 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
+from safetensors.torch import save_file
 from tiny import ROOT, merged, run_command, seeing
-from transformers import AutoConfig, AutoTokenizer, CLIPVisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+)
 
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.hf_to_megatron import to_megatron
@@ -169,3 +178,53 @@ def convert():
     return lambda *arguments: run_command(
         [sys.executable, str(ROOT / "tools/convert_checkpoint.py"), *map(str, arguments)]
     )
+
+
+def write_llm(folder: Path, tokenizer_folder: Path, tied: bool, **sizes: int) -> Path:
+    """A folder as the hub holds LLMs: bf16 in several files, with settings for generation."""
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(
+        "qwen2", **{**small, **sizes}, num_key_value_heads=2, vocab_size=400, tie_word_embeddings=tied
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.generation_config = GenerationConfig(do_sample=True, temperature=0.7, top_p=0.9)
+    model.save_pretrained(folder, max_shard_size="40KB")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_llm(tokenizer_folder, tmp_path_factory):
+    """published_llm(tied, **sizes) -> its folder."""
+    made = {}
+
+    def make(tied: bool, **sizes: int) -> Path:
+        key = (tied, *sizes.items())
+        if key not in made:
+            made[key] = write_llm(tmp_path_factory.mktemp("llm"), tokenizer_folder, tied, **sizes)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def timm_file(tmp_path_factory) -> dict:
+    """A vision section: timm's smallest ViT, fp32, with the head and norm that the tower leaves out."""
+    path = tmp_path_factory.mktemp("vision") / "vit.safetensors"
+    torch.manual_seed(2)
+    save_file(timm.create_model("test_vit", num_classes=5, img_size=64).state_dict(), path)
+    return {"library": "timm", "name": "test_vit", "weights": str(path)}
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> dict:
+    """A vision section: a folder that transformers wrote."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(3)
+    config = CLIPVisionConfig(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=16
+    )
+    CLIPVisionModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
+    return {"library": "transformers", "name": str(folder), "feature_layer": -2}
