@@ -11,6 +11,7 @@ help; 2 do not start again: a fault in the run file or its inputs, or a loss tha
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import time
@@ -105,7 +106,8 @@ def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool
         return True
     first = first_to_fail(run.run_dir, error)
     if first:
-        write_state(run.run_dir, "failed", reason=f"{type(error).__name__}: {error}", restart=restart)
+        with contextlib.suppress(OSError):  # a full or read-only disk must not hide the error itself
+            write_state(run.run_dir, "failed", reason=f"{type(error).__name__}: {error}", restart=restart)
     return first
 
 
@@ -121,6 +123,11 @@ def check_inputs(run: RunConfig) -> None:
         raise ConfigError(
             f"start_from: {run.start_from} is not an exported model (config.json is missing); "
             "export a checkpoint with tools/convert_checkpoint.py zero-to-hf"
+        )
+    if run.start_from is not None and (Path(run.start_from) / "adapter").exists():
+        raise ConfigError(
+            f"start_from: {run.start_from} keeps LoRA apart in adapter/, and a run that starts there would leave it "
+            "out; export it with zero-to-hf --merge-lora"
         )
 
 
@@ -139,6 +146,7 @@ def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | No
         return
     device = start_distributed()
     lock = distributed.together(lambda: open_folder(run))
+    distributed.together(lambda: run_folder.check_writable(run))
     start_logging(run.run_dir)
     stop = StopRequest(run.run_dir, run.survival.stop_signal)
     distributed.together(lambda: begin(run.run_dir, stop))
@@ -156,7 +164,8 @@ def open_folder(run: RunConfig) -> IO[str] | None:
 
     if not distributed.is_main():
         return None
-    run.run_dir.mkdir(parents=True, exist_ok=True)
+    run_folder.make_run_folder(run)
+    run_folder.check_writable(run)
     lock = run_folder.hold(run)
     run_folder.open_run_folder(run)
     return lock

@@ -46,6 +46,14 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     twice = [f"{key} (its home is {FILLED_HERE[key]})" for key in settings if key in FILLED_HERE]
     if twice:
         raise ConfigError(f"deepspeed: {path} sets what the run file decides: {', '.join(twice)}; remove it there")
+    if settings.get("zero_optimization", {}).get("round_robin_gradients"):
+        # DeepSpeed 0.19.8 then names the pieces of ZeRO 1 and 2 in another order than they lie in, so that checkpoints
+        # would hold one parameter's weights under another's name.
+        raise ConfigError(f"deepspeed: {path} sets round_robin_gradients, which checkpoints do not survive; remove it")
+    for part in ("offload_optimizer", "offload_param"):
+        if (settings.get("zero_optimization", {}).get(part) or {}).get("device") == "nvme":
+            # DeepSpeed 0.19.8 cannot read back a state on its way to the disk: the first checkpoint would fail.
+            raise ConfigError(f'deepspeed: {path} sets {part} to "nvme", which cannot be checkpointed; use "cpu"')
     return settings
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tiny import ROOT, run_command
 
-from pargo_ds.train import main
+from pargo_ds.config import ConfigError, parse_config
+from pargo_ds.train import check_inputs, main
 
 RUN_FILES = sorted((ROOT / "ds_configs").glob("*.yaml"))
 
@@ -63,3 +64,18 @@ def test_dry_run_writes_nothing(tmp_path):
 def test_wrong_run_file_has_status_2_and_says_why(capsys, setting, said):
     assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--ranks", "2", "--set", setting]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_gradients_in_turns_are_refused_because_no_checkpoint_survives_them(tmp_path, capsys):
+    path = tmp_path / "zero2.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "round_robin_gradients": true}}')
+    assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--set", f"deepspeed={path}"]) == 2
+    assert "sets round_robin_gradients" in capsys.readouterr().err
+
+
+def test_a_start_folder_that_keeps_lora_apart_is_refused(tiny_run, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    run = parse_config({**tiny_run, "start_from": str(tmp_path)}, source="tiny.yaml")
+    with pytest.raises(ConfigError, match="keeps LoRA apart in adapter/.*--merge-lora"):
+        check_inputs(run)
