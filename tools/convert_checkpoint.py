@@ -94,7 +94,7 @@ def add_release_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_zero_to_hf(options: argparse.Namespace) -> int:
     from pargo_ds.config import load_config
-    from pargo_ds.convert.zero_to_hf import DTYPES, convert
+    from pargo_ds.convert.zero.zero_to_hf import DTYPES, convert
 
     counts = convert(
         options.checkpoint,
@@ -110,7 +110,7 @@ def run_zero_to_hf(options: argparse.Namespace) -> int:
 
 
 def write_megatron(options: argparse.Namespace, path: Path, source_class: Any) -> int:
-    from pargo_ds.convert.hf_to_megatron import to_megatron
+    from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
     from pargo_ds.convert.whole_output import check_free_to_write
 
     check_free_to_write(options.out.absolute(), force=options.force, sources=[path])
@@ -121,7 +121,7 @@ def write_megatron(options: argparse.Namespace, path: Path, source_class: Any) -
 
 
 def run_zero_to_megatron(options: argparse.Namespace) -> int:
-    from pargo_ds.convert.checkpoint_weights import CheckpointWeights
+    from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
     return write_megatron(options, options.checkpoint, CheckpointWeights)
 
@@ -133,7 +133,7 @@ def run_hf_to_megatron(options: argparse.Namespace) -> int:
 
 
 def run_megatron_to_hf(options: argparse.Namespace) -> int:
-    from pargo_ds.convert.megatron_to_hf import megatron_to_hf
+    from pargo_ds.convert.megatron.megatron_to_hf import megatron_to_hf
 
     count = megatron_to_hf(options.checkpoint, options.out, base=options.base, force=options.force)
     print(f"{options.out}: {count} tensors")
@@ -141,8 +141,8 @@ def run_megatron_to_hf(options: argparse.Namespace) -> int:
 
 
 def run_release_to_hf(options: argparse.Namespace) -> int:
-    from pargo_ds.convert.release_to_hf import release_to_hf
-    from pargo_ds.convert.release_weights import ReleaseFacts
+    from pargo_ds.convert.release.release_to_hf import release_to_hf
+    from pargo_ds.convert.release.weights import ReleaseFacts
 
     facts = ReleaseFacts(options.partial_tokens, options.heads, options.lora_alpha, options.vision)
     settings = {name: getattr(options, name) for name in ("revision", "dtype", "merge_lora", "force")}

@@ -9,11 +9,11 @@ import torch
 
 from pargo_ds.checkpoint.folder_hashes import HASHES
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.checkpoint_weights import CheckpointWeights
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.megatron_to_hf import TRACKER, MegatronWeights
-from pargo_ds.convert.torch_dist_metadata import METADATA
+from pargo_ds.convert.megatron.megatron_to_hf import TRACKER, MegatronWeights
+from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
 from pargo_ds.convert.weights import WeightSource, progress, total_bytes
+from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 from pargo_ds.model import ParGoForConditionalGeneration
 
 

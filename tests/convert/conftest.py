@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.hf_to_megatron import to_megatron
+from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
 from pargo_ds.model import (
     ParGoConfig,
     ParGoForConditionalGeneration,

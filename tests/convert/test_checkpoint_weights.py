@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from tiny import draw
 
 from pargo_ds.checkpoint.manifest import CheckpointError, read_manifest
-from pargo_ds.convert import zero_to_hf
-from pargo_ds.convert.checkpoint_weights import CheckpointWeights
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.hf_to_megatron import to_megatron
-from pargo_ds.convert.megatron_to_hf import MegatronWeights
-from pargo_ds.convert.torch_dist import TorchDistFolder
+from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
+from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights
+from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.verify import compare
+from pargo_ds.convert.zero import zero_to_hf
+from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
 
 def assert_both_roads_meet(run, tmp_path):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.hf_to_megatron import MANIFEST, to_megatron, write_manifest
-from pargo_ds.convert.megatron_to_hf import MegatronWeights, megatron_to_hf
-from pargo_ds.convert.torch_dist_metadata import read_metadata
+from pargo_ds.convert.megatron.hf_to_megatron import MANIFEST, to_megatron, write_manifest
+from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights, megatron_to_hf
+from pargo_ds.convert.megatron.torch_dist_metadata import read_metadata
 
 
 def flip(path, place):
@@ -188,9 +188,9 @@ def test_a_tensor_file_with_code_in_it_is_refused(foreign, export, tmp_path):
 
 def test_keys_of_torch_dist_are_checked_together(export, tmp_path):
     """Dropped, renamed and reshaped keys in one error; what Megatron-LM keeps beside the model is no fault."""
-    from pargo_ds.convert.hf_to_megatron import chunks_of
-    from pargo_ds.convert.megatron_layout import Layout
-    from pargo_ds.convert.torch_dist import Chunk, write_torch_dist
+    from pargo_ds.convert.megatron.hf_to_megatron import chunks_of
+    from pargo_ds.convert.megatron.layout import Layout
+    from pargo_ds.convert.megatron.torch_dist import Chunk, write_torch_dist
 
     source = HFFolder(export)
     chunks = {

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from pargo_ds.checkpoint.manifest import describe_file, newest, read_manifest
 from pargo_ds.config import parse_config
-from pargo_ds.convert import zero_to_hf
+from pargo_ds.convert.zero import zero_to_hf
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 CASES = [

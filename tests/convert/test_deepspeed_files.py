@@ -19,7 +19,7 @@ from tiny import ROOT, run_command
 
 from pargo_ds.checkpoint.fragments import WEIGHT
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.deepspeed_files import DeepSpeedFiles
+from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
 
 FAST = [
     "zero0_bf16", "zero1_fp32", "zero1_bf16_optimizer", "zero2_bf16", "zero2_bf16_trained",
@@ -282,7 +282,7 @@ READ = """
 import sys
 sys.modules["deepspeed"] = None  # importing it fails
 from pathlib import Path
-from pargo_ds.convert.deepspeed_files import DeepSpeedFiles
+from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from pargo_ds.checkpoint.frozen import frozen_hashes
 from pargo_ds.checkpoint.manifest import CheckpointError, read_manifest
-from pargo_ds.convert import frozen_hashes as hashing
-from pargo_ds.convert.checkpoint_weights import CheckpointWeights, neighbours
-from pargo_ds.convert.frozen_parts import spread
-from pargo_ds.convert.zero_to_hf import convert
+from pargo_ds.convert.zero import frozen_hashes as hashing
+from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights, neighbours
+from pargo_ds.convert.zero.frozen_parts import spread
+from pargo_ds.convert.zero.zero_to_hf import convert
 from pargo_ds.training import assembly
 
 
@@ -159,7 +159,7 @@ def test_a_snapshot_in_the_hubs_cache_is_found_without_network(published_llm, tm
     (tmp_path / "models--someone--tiny/refs").mkdir()
     (tmp_path / "models--someone--tiny/refs/main").write_text(snapshot.name)
     asked = (
-        "import json, sys; from pargo_ds.convert.published_files import PublishedFiles as P;"
+        "import json, sys; from pargo_ds.convert.zero.published_files import PublishedFiles as P;"
         "print(json.dumps([len(P.find('someone/tiny').shapes), P.find('someone/other') is None]))"
     )
     process = run_command([sys.executable, "-c", asked], HF_HUB_CACHE=str(tmp_path))

@@ -20,8 +20,8 @@ from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_fil
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import parse_config
 from pargo_ds.convert.hf_folder import INDEX, HFFolder, finish_folder, rehash, write_hf_weights
-from pargo_ds.convert.hf_to_megatron import to_megatron
-from pargo_ds.convert.megatron_to_hf import megatron_to_hf
+from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
+from pargo_ds.convert.megatron.megatron_to_hf import megatron_to_hf
 from pargo_ds.convert.shipped_code import forget_code
 from pargo_ds.evaluation.exported import load_exported
 from pargo_ds.training import assembly

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from pargo_ds.convert import zero_to_hf
-from pargo_ds.convert.checkpoint_weights import CheckpointWeights
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.hf_to_megatron import to_megatron
-from pargo_ds.convert.megatron_to_hf import megatron_to_hf
+from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
+from pargo_ds.convert.megatron.megatron_to_hf import megatron_to_hf
 from pargo_ds.convert.verify import compare, open_weights
+from pargo_ds.convert.zero import zero_to_hf
+from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
 Conversion = Callable[..., object]
 KILLS = 8

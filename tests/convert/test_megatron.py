@@ -14,11 +14,11 @@ from transformers import LlamaConfig, Qwen2Config
 from pargo_ds.checkpoint.folder_hashes import HASHES
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder, finish_folder, write_hf_weights
-from pargo_ds.convert.hf_to_megatron import to_megatron
-from pargo_ds.convert.megatron_arguments import gpt_arguments
-from pargo_ds.convert.megatron_layout import Layout
-from pargo_ds.convert.megatron_to_hf import MegatronWeights, megatron_to_hf
-from pargo_ds.convert.torch_dist import TorchDistFolder
+from pargo_ds.convert.megatron.arguments import gpt_arguments
+from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
+from pargo_ds.convert.megatron.layout import Layout
+from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights, megatron_to_hf
+from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.verify import compare, load_model
 
 # Measured at TP 1 and 2 over all families: at most 6e-7, with logits up to 1.6.
@@ -92,7 +92,7 @@ def test_numbers_without_axes_and_integers_are_kept(tmp_path):
     """Such as batch norm's counters."""
     import torch.distributed.checkpoint as dcp
 
-    from pargo_ds.convert.torch_dist import Chunk, write_torch_dist
+    from pargo_ds.convert.megatron.torch_dist import Chunk, write_torch_dist
 
     values = {"counter": torch.tensor(7), "mask": torch.tensor([True, False]), "half": torch.tensor([[1.5]]).half()}
     zeros = {name: (0,) * value.ndim for name, value in values.items()}
@@ -154,9 +154,9 @@ def test_the_tracker_file_of_megatron_is_followed(checkpoint, tmp_path):
 
 def test_a_padded_vocabulary_is_cut(checkpoint, export, tmp_path):
     """Megatron-LM rounds the vocabulary up; its own checkpoints have no manifest of ours."""
-    from pargo_ds.convert import hf_to_megatron
-    from pargo_ds.convert.megatron_to_hf import PADDED
-    from pargo_ds.convert.torch_dist import write_torch_dist
+    from pargo_ds.convert.megatron import hf_to_megatron
+    from pargo_ds.convert.megatron.megatron_to_hf import PADDED
+    from pargo_ds.convert.megatron.torch_dist import write_torch_dist
 
     source = HFFolder(export)
     layout = Layout.of(source.config.text_config)

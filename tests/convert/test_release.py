@@ -20,11 +20,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import ConfigError, parse_config
-from pargo_ds.convert import release_keys
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.release_llm import LLMFolder, llama_config
-from pargo_ds.convert.release_to_hf import release_to_hf
-from pargo_ds.convert.release_weights import ReleaseFacts, ReleaseWeights
+from pargo_ds.convert.release import keys as release_keys
+from pargo_ds.convert.release.llm import LLMFolder, llama_config
+from pargo_ds.convert.release.release_to_hf import release_to_hf
+from pargo_ds.convert.release.weights import ReleaseFacts, ReleaseWeights
 from pargo_ds.convert.verify import compare, load_model
 from pargo_ds.training import assembly
 

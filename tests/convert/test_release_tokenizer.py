@@ -8,7 +8,7 @@ import pytest
 import tiny_release as tiny
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.release_tokenizer import bpe_tokenizer, load_tokenizer, read_model
+from pargo_ds.convert.release.tokenizer import bpe_tokenizer, load_tokenizer, read_model
 
 TEXTS = ["What colour is the hat?", "</Img>  Is it the\u00e9e? ASSISTANT: ", " a  b", "na\u00efve \u4f60\u597d\n"]
 # Ids of sentencepiece 0.2.3 for TEXTS, by (dummy prefix, extra spaces removed).

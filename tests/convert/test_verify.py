@@ -11,7 +11,7 @@ from tiny import draw
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder
-from pargo_ds.convert.megatron_to_hf import MegatronWeights
+from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights
 from pargo_ds.convert.verify import compare, compare_logits, largest_difference, open_weights
 
 

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny import draw, run_command
 
 from pargo_ds.checkpoint.manifest import CheckpointError, describe_file, read_manifest
-from pargo_ds.convert.model_card import model_card
-from pargo_ds.convert.zero_to_hf import convert
+from pargo_ds.convert.zero.model_card import model_card
+from pargo_ds.convert.zero.zero_to_hf import convert
 from pargo_ds.model import ParGoForConditionalGeneration
 
 CASES = [
@@ -159,8 +159,8 @@ def now():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
 
-import pargo_ds.convert.hf_folder, pargo_ds.convert.checkpoint_weights, peft
-from pargo_ds.convert.zero_to_hf import convert
+import pargo_ds.convert.hf_folder, pargo_ds.convert.zero.checkpoint_weights, peft
+from pargo_ds.convert.zero.zero_to_hf import convert
 convert(Path(sys.argv[1]), Path(sys.argv[3]), merge_lora=True)  # what is loaded and cached once
 before, peak, done = now(), 0.0, threading.Event()
 

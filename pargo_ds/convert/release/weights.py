@@ -13,11 +13,11 @@ import torch
 from transformers import GenerationConfig
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert import release_keys as keys
-from pargo_ds.convert.release_file import TensorFiles
-from pargo_ds.convert.release_llm import LLMFolder, split_wqkv
-from pargo_ds.convert.release_lora import PARTS, ReleaseLora, lora_rank
-from pargo_ds.convert.release_tokenizer import load_tokenizer
+from pargo_ds.convert.release import keys as keys
+from pargo_ds.convert.release.llm import LLMFolder, split_wqkv
+from pargo_ds.convert.release.lora import PARTS, ReleaseLora, lora_rank
+from pargo_ds.convert.release.tensor_files import TensorFiles
+from pargo_ds.convert.release.tokenizer import load_tokenizer
 from pargo_ds.convert.weights import Spec, WeightSource, check_names, expected_shapes
 from pargo_ds.model import (
     ParGoConfig,

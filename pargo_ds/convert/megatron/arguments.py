@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.megatron_layout import Layout, head_dim
+from pargo_ds.convert.megatron.layout import Layout, head_dim
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The constants of Llama 3.1's rotary scaling that GPTModel has built in."""

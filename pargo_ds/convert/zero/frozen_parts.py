@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from pargo_ds.config import ConfigError, RunConfig
-from pargo_ds.convert.published_files import PublishedFiles, Reader
 from pargo_ds.convert.weights import LLM
+from pargo_ds.convert.zero.published_files import PublishedFiles, Reader
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
 from pargo_ds.training import assembly
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from pargo_ds.checkpoint.frozen import describe, partial_hash
-from pargo_ds.convert.frozen_parts import FrozenParts
 from pargo_ds.convert.weights import progress
+from pargo_ds.convert.zero.frozen_parts import FrozenParts
 
 PIECE = 1 << 15
 """Elements; torch does not divide so few among threads of its own."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pargo_ds.checkpoint.manifest import LATEST, CheckpointError
-from pargo_ds.convert.deepspeed_pickles import PickledTensor, Record, StatesFile
+from pargo_ds.convert.deepspeed.pickles import PickledTensor, Record, StatesFile
 
 STATES = "*_states.pt"
 WHOLE_MODEL = "mp_rank_00_model_states.pt"

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.torch_dist_metadata import METADATA, StoredChunk, read_metadata
+from pargo_ds.convert.megatron.torch_dist_metadata import METADATA, StoredChunk, read_metadata
 
 COMMON, BACKEND = "common.pt", "metadata.json"
 BACKEND_FACTS = {

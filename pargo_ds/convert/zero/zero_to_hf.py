@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from pargo_ds.config import RunConfig
-from pargo_ds.convert.checkpoint_files import open_checkpoint
 from pargo_ds.convert.whole_output import check_free_to_write, whole_output
+from pargo_ds.convert.zero.checkpoint_files import open_checkpoint
 
 log = logging.getLogger("pargo_ds")
 ADAPTER = "adapter"
@@ -45,9 +45,9 @@ def convert(
     check_free_to_write(out.absolute(), force=force, sources=[checkpoint])
     files = open_checkpoint(checkpoint, run)
     # Imported while the files are being hashed: transformers and timm take seconds.
-    from pargo_ds.convert.checkpoint_weights import CheckpointWeights
     from pargo_ds.convert.hf_folder import FILE_BYTES, finish_folder, write_hf_weights
     from pargo_ds.convert.weights import total_bytes
+    from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
     source = CheckpointWeights(files, lora="merged" if merge_lora else "apart", dtype=dtype, wait=False)
     if source.not_verified is not None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
-from pargo_ds.convert.release_keys import FUSED, LLM, LORA_A, LORA_B
-from pargo_ds.convert.release_llm import split_wqkv
+from pargo_ds.convert.release.keys import FUSED, LLM, LORA_A, LORA_B
+from pargo_ds.convert.release.llm import split_wqkv
 from pargo_ds.convert.weights import Spec
 
 PARTS = ("q_proj", "k_proj", "v_proj")

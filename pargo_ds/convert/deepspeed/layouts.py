@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.deepspeed_pickles import PickledTensor, StatesFile
+from pargo_ds.convert.deepspeed.pickles import PickledTensor, StatesFile
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -17,10 +17,10 @@ import torch
 import xxhash
 
 from pargo_ds.checkpoint.manifest import CheckpointError, describe_file
-from pargo_ds.convert.megatron_arguments import gpt_arguments
-from pargo_ds.convert.megatron_layout import Entry, Layout
+from pargo_ds.convert.megatron.arguments import gpt_arguments
+from pargo_ds.convert.megatron.layout import Entry, Layout
+from pargo_ds.convert.megatron.torch_dist import FILE_BYTES, Chunk, write_torch_dist
 from pargo_ds.convert.shipped_code import forget_code
-from pargo_ds.convert.torch_dist import FILE_BYTES, Chunk, write_torch_dist
 from pargo_ds.convert.weights import LLM, WeightSource, progress, total_bytes
 from pargo_ds.convert.whole_output import whole_output
 

@@ -10,7 +10,7 @@ import torch
 
 from pargo_ds.checkpoint.fragments import WEIGHT
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.deepspeed_folder import (
+from pargo_ds.convert.deepspeed.folder import (
     RANK_MODEL,
     RANK_OPTIMIZER,
     WHOLE_MODEL,
@@ -21,7 +21,7 @@ from pargo_ds.convert.deepspeed_folder import (
     rank_files,
     refuse_foreign,
 )
-from pargo_ds.convert.deepspeed_layouts import (
+from pargo_ds.convert.deepspeed.layouts import (
     Assembled,
     as_saved,
     check_addresses,
@@ -30,7 +30,7 @@ from pargo_ds.convert.deepspeed_layouts import (
     rank_by_rank,
     tied_names,
 )
-from pargo_ds.convert.deepspeed_pickles import PickledTensor, StatesFile
+from pargo_ds.convert.deepspeed.pickles import PickledTensor, StatesFile
 from pargo_ds.convert.weights import Spec
 
 WANTED = "a checkpoint as DeepSpeed's engine.save_checkpoint writes it"

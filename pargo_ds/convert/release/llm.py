@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from transformers import LlamaConfig
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.release_file import TensorFiles
+from pargo_ds.convert.release.tensor_files import TensorFiles
 
 DESCRIPTION = ["config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"]
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

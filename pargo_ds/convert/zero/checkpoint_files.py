@@ -123,7 +123,7 @@ def open_checkpoint(path: Path, run: RunConfig | None) -> CheckpointFiles:
 
 
 def _deepspeed(folder: Path, tag: str | None, run: RunConfig, manifest: Manifest | None) -> CheckpointFiles:
-    from pargo_ds.convert.deepspeed_files import DeepSpeedFiles
+    from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
 
     files = DeepSpeedFiles(folder, tag)
     others = {name: spec.shape for name, spec in files.other_tensors.items()}

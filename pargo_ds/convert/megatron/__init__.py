@@ -1,0 +1,1 @@
+"""megatron-core's torch_dist checkpoints, both ways."""

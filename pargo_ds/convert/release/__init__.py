@@ -1,0 +1,1 @@
+"""The authors' release -> a Hugging Face folder."""

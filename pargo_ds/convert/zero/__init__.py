@@ -1,0 +1,1 @@
+"""A training checkpoint -> a Hugging Face folder."""
