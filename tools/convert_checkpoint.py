@@ -6,7 +6,7 @@
   hf-to-megatron FOLDER OUT        an exported Hugging Face folder -> the same
   megatron-to-hf CHECKPOINT OUT    a torch_dist checkpoint -> a Hugging Face folder
   release-to-hf CHECKPOINT OUT     the authors' released checkpoint and InternLM2's folder -> a Hugging Face folder
-  verify A B                       any two of these: the same tensors? With --picture and --question: the same logits?
+  verify A B                       any two of these, DeepSpeed's own and the release: the same tensors (and logits)?
   rehash FOLDER                    accept an exported folder that was changed on purpose: write its SHA256SUMS anew
 
 CHECKPOINT of a training run is a step folder (runs/NAME/checkpoints/step_00000500) or a run's folder (then its newest
@@ -26,10 +26,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pargo_ds.convert.weights import WeightSource
 
 RUN_HELP = "step folder, or a run's folder (its newest checkpoint)"
+VERIFY_HELP = "Hugging Face folder, training, DeepSpeed or torch_dist checkpoint, or the release's file (with --llm)"
 ZERO_HELP = RUN_HELP + "; or what DeepSpeed's own save_checkpoint wrote, with --run"
 
 
@@ -49,22 +55,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     zero.add_argument("--merge-lora", action="store_true", help="add LoRA into the LLM's weights; else adapter/ beside")
     zero.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights (default: the run's precision)")
     zero.add_argument("--file-size", type=float, default=4.0, metavar="GB", help="of one weight file (default 4)")
-    zero.add_argument("--run", type=Path, metavar="RUN.yaml", help="run file, where DeepSpeed alone wrote CHECKPOINT")
-    to_megatron = [
-        command("zero-to-megatron", "training checkpoint -> torch_dist checkpoint", "checkpoint", RUN_HELP),
-        command("hf-to-megatron", "Hugging Face folder -> torch_dist checkpoint", "folder", "exported folder"),
-    ]
-    for added in to_megatron:
+    zero_megatron = command("zero-to-megatron", "training checkpoint -> torch_dist checkpoint", "checkpoint", ZERO_HELP)
+    hf_megatron = command("hf-to-megatron", "Hugging Face folder -> torch_dist checkpoint", "folder", "exported folder")
+    for added in (zero_megatron, hf_megatron):
         added.add_argument("--separate-layers", action="store_true", help="a key per layer (non_homogeneous_layers)")
     back = command("megatron-to-hf", "torch_dist checkpoint -> Hugging Face folder", "checkpoint", "its folder")
     release = command("release-to-hf", "the authors' release -> Hugging Face folder", "checkpoint", "its file")
-    add_release_arguments(release)
+    release.add_argument("--merge-lora", action="store_true", help="add LoRA into the weights; else adapter/ beside")
+    add_release_arguments(release, needed=True)
     verify = commands.add_parser("verify", help="do two folders hold the same model?")
-    verify.add_argument("first", type=Path, metavar="A", help="Hugging Face folder, torch_dist or training checkpoint")
-    verify.add_argument("second", type=Path, metavar="B", help="likewise")
+    verify.add_argument("first", type=Path, metavar="A", help=VERIFY_HELP)
+    verify.add_argument("second", type=Path, metavar="B", help="likewise; LoRA of checkpoints counts as merged")
     verify.add_argument("--picture", type=Path, help="compare the logits for this picture ...")
     verify.add_argument("--question", help="... and this question")
     verify.add_argument("--tolerance", type=float, default=0.0, help="largest difference that is allowed (default 0)")
+    add_release_arguments(verify, needed=False)
+    for added in (zero, zero_megatron, verify):
+        added.add_argument("--run", type=Path, metavar="RUN.yaml", help="run file, where DeepSpeed alone wrote it")
     for added in (back, verify):
         added.add_argument("--base", type=Path, help="exported folder with what a checkpoint of Megatron's own lacks")
     rehash = commands.add_parser("rehash", help="accept an exported folder that was changed on purpose")
@@ -77,10 +84,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def add_release_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--llm", required=True, help="InternLM2: its folder, or its name on the hub")
+def add_release_arguments(parser: argparse.ArgumentParser, needed: bool) -> None:
+    parser.add_argument("--llm", required=needed, help="the release's InternLM2: its folder, or its name on the hub")
     parser.add_argument("--revision", help="commit, tag or branch of --llm on the hub")
-    parser.add_argument("--merge-lora", action="store_true", help="add LoRA into the weights; else adapter/ beside")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="of the weights")
     parser.add_argument("--partial-tokens", type=int, default=288, help="of the learned tokens (default 288)")
     parser.add_argument("--heads", type=int, help="attention heads of the projector (default: its width / 64)")
@@ -92,8 +98,19 @@ def add_release_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_zero_to_hf(options: argparse.Namespace) -> int:
+def run_of(options: argparse.Namespace) -> Any:
     from pargo_ds.config import load_config
+
+    return load_config(options.run) if options.run else None
+
+
+def release_facts(options: argparse.Namespace) -> Any:
+    from pargo_ds.convert.release.weights import ReleaseFacts
+
+    return ReleaseFacts(options.partial_tokens, options.heads, options.lora_alpha, options.vision)
+
+
+def run_zero_to_hf(options: argparse.Namespace) -> int:
     from pargo_ds.convert.zero.zero_to_hf import DTYPES, convert
 
     counts = convert(
@@ -102,19 +119,19 @@ def run_zero_to_hf(options: argparse.Namespace) -> int:
         merge_lora=options.merge_lora,
         dtype=DTYPES.get(options.dtype),
         file_bytes=int(options.file_size * 1e9),
-        run=load_config(options.run) if options.run else None,
+        run=run_of(options),
         force=options.force,
     )
     print(f"{options.out}: {counts['trained']:,} trained and {counts['frozen']:,} frozen parameters")
     return 0
 
 
-def write_megatron(options: argparse.Namespace, path: Path, source_class: Any) -> int:
+def write_megatron(options: argparse.Namespace, path: Path, open_source: Callable[[Path], WeightSource]) -> int:
     from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
     from pargo_ds.convert.whole_output import check_free_to_write
 
     check_free_to_write(options.out.absolute(), force=options.force, sources=[path])
-    source = source_class(path)
+    source = open_source(path)
     count = to_megatron(source, options.out, separate_layers=options.separate_layers, force=options.force)
     print(f"{options.out}: {count} tensors")
     return 0
@@ -123,7 +140,7 @@ def write_megatron(options: argparse.Namespace, path: Path, source_class: Any) -
 def run_zero_to_megatron(options: argparse.Namespace) -> int:
     from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
-    return write_megatron(options, options.checkpoint, CheckpointWeights)
+    return write_megatron(options, options.checkpoint, lambda path: CheckpointWeights(path, run_of(options)))
 
 
 def run_hf_to_megatron(options: argparse.Namespace) -> int:
@@ -142,19 +159,29 @@ def run_megatron_to_hf(options: argparse.Namespace) -> int:
 
 def run_release_to_hf(options: argparse.Namespace) -> int:
     from pargo_ds.convert.release.release_to_hf import release_to_hf
-    from pargo_ds.convert.release.weights import ReleaseFacts
 
-    facts = ReleaseFacts(options.partial_tokens, options.heads, options.lora_alpha, options.vision)
     settings = {name: getattr(options, name) for name in ("revision", "dtype", "merge_lora", "force")}
-    count = release_to_hf(options.checkpoint, options.out, options.llm, facts, **settings)
+    count = release_to_hf(options.checkpoint, options.out, options.llm, release_facts(options), **settings)
     print(f"{options.out}: {count} tensors")
     return 0
+
+
+def open_release(options: argparse.Namespace, path: Path) -> WeightSource:
+    from pargo_ds.convert.release.llm import LLMFolder
+    from pargo_ds.convert.release.release_to_hf import DTYPES
+    from pargo_ds.convert.release.weights import ReleaseWeights
+
+    llm = LLMFolder(options.llm, options.revision)
+    return ReleaseWeights(path, llm, release_facts(options), dtype=DTYPES[options.dtype], merge_lora=True)
 
 
 def run_verify(options: argparse.Namespace) -> int:
     from pargo_ds.convert.verify import compare, compare_logits, open_weights, unproven
 
-    first, second = open_weights(options.first, options.base), open_weights(options.second, options.base)
+    release = partial(open_release, options) if options.llm else None
+    first, second = (
+        open_weights(path, options.base, run_of(options), release) for path in (options.first, options.second)
+    )
     for said in filter(None, map(unproven, (first, second))):
         print(said)
     comparison = compare(first, second)

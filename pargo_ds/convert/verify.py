@@ -1,7 +1,8 @@
-"""Do two folders hold the same model? Hugging Face folder, training checkpoint or torch_dist, in any combination."""
+"""Do two places hold the same model? Any of the formats that can be converted, in any combination."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import torch
 
 from pargo_ds.checkpoint.folder_hashes import HASHES
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.config import RunConfig
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.megatron_to_hf import TRACKER, MegatronWeights
 from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
 from pargo_ds.convert.weights import WeightSource, progress, total_bytes
+from pargo_ds.convert.zero.checkpoint_files import is_checkpoint
 from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 from pargo_ds.model import ParGoForConditionalGeneration
 
@@ -60,19 +63,36 @@ class Comparison:
         return "\n".join(lines)
 
 
-def open_weights(path: Path, base: Path | None = None) -> WeightSource:
-    """The weights at `path`, whatever the format. Raises CheckpointError when it is none of the three."""
+def open_weights(
+    path: Path,
+    base: Path | None = None,
+    run: RunConfig | None = None,
+    release: Callable[[Path], WeightSource] | None = None,
+) -> WeightSource:
+    """The weights at `path`, whatever the format; LoRA of training checkpoints is merged.
+
+    Args:
+        base: exported folder with what a checkpoint of Megatron's own lacks.
+        run: run file of a checkpoint that DeepSpeed alone wrote.
+        release: opens the authors' released file.
+
+    Raises CheckpointError when it is none of the formats, or lacks what it needs besides.
+    """
+    if path.is_file():
+        if release is None:
+            raise CheckpointError(f"{path} is a file, so it must be the authors' release; name its LLM with --llm")
+        return release(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path} is not a folder")
+        raise CheckpointError(f"{path} does not exist")
     if (path / METADATA).is_file() or (path / TRACKER).is_file():
         return MegatronWeights(path, base)
     if (path / "config.json").is_file():
         return HFFolder(path)
-    if (path / "manifest.json").is_file() or (path / "latest").is_file() or (path / "checkpoints").is_dir():
-        return CheckpointWeights(path)
+    if is_checkpoint(path):
+        return CheckpointWeights(path, run)
     raise CheckpointError(
         f"{path} is neither a Hugging Face folder (config.json), nor a torch_dist checkpoint ({METADATA}), nor a "
-        "training checkpoint (manifest.json) or run folder"
+        "training checkpoint (manifest.json), DeepSpeed's own (latest), or a run's folder"
     )
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pargo_ds.checkpoint.manifest import describe_file, newest, read_manifest
 from pargo_ds.config import parse_config
+from pargo_ds.convert.verify import compare, open_weights
 from pargo_ds.convert.zero import zero_to_hf
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
@@ -62,6 +63,7 @@ def test_it_is_the_export_of_our_own_checkpoint(train_plainly, convert, tmp_path
     by_hand = ("--run", tmp_path / "tiny.yaml", "--dtype", "fp32")
     process = convert("zero-to-hf", plain / "trained", tmp_path / "trained", *by_hand)
     assert process.returncode == 0, process.stderr
+    assert compare(open_weights(run), open_weights(plain / "trained", run=settings)).fits()
     ours = tensors_of(tmp_path / "ours")
     assert any("lora_" in name for name in ours) == (llm["mode"] == "lora")
     for name in ("format 1", "all", "trained"):

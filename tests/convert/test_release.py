@@ -295,6 +295,10 @@ def test_the_command_writes_a_folder_that_generates(parts, tmp_path):
     process = run_command(command, PYTHONPATH=path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "tensors" in process.stdout
+    command = [*worker[:-1], "verify", str(checkpoint), str(tmp_path / "out"), "--llm", str(folder), *tiny.FACTS]
+    process = run_command(command, PYTHONPATH=path)
+    assert process.returncode == 0, process.stdout + process.stderr[-3000:]
+    assert "all equal" in process.stdout
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype="auto")
     assert model.dtype == torch.float16
     assert model.config.projector_config.norm == "post"

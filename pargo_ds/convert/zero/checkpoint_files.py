@@ -152,6 +152,12 @@ def is_deepspeed(path: Path) -> bool:
     return inside and not (path / tag / MANIFEST).is_file() and any((path / tag).glob("*_model_states.pt"))
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this looks like something that open_checkpoint takes."""
+    files = (path / MANIFEST, path / LATEST)
+    return is_deepspeed(path) or any(file.is_file() for file in files) or (path / "checkpoints").is_dir()
+
+
 def find_checkpoint(path: Path) -> Path:
     """The step folder that `path` means."""
     if (path / MANIFEST).is_file():
