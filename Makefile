@@ -31,7 +31,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help venv demo test check format test-slow test-gpu transformers5 check-system clean
+.PHONY: help venv demo test check format slurm test-slow test-gpu transformers5 check-system clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ test-slow: $(READY) transformers5 runs/parts/.$(KEY)  ## slow tests: real weight
 	@echo "make test-slow: the slow tests ..."
 	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
 		$(PY) -m pytest -m "slow and not gpu" --timeout 1500 $(ARGS)
+
+slurm: $(READY)  ## install a small Slurm for tests/slurm where that is possible (root, apt-get; PARGO_INSTALL_SLURM=no declines)
+	-@$(PY) tests/install_slurm.py
 
 test-gpu: $(READY)  ## tests on a CUDA device; they print what they measure
 	@echo "make test-gpu: the tests of tests/gpu ..."

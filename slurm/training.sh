@@ -102,7 +102,9 @@ count_restarts() {
         read -r before count <"$RUN_DIR/restarts"
         [ "$STEP_AT_START" -gt "$before" ] || RESTARTS=$((count + 1))
     fi
-    echo "$STEP_AT_START $RESTARTS" >"$RUN_DIR/restarts"
+    # Uncounted restarts would never come to an end.
+    echo "$STEP_AT_START $RESTARTS" >"$RUN_DIR/restarts" ||
+        die "$FAILED" "$RUN_DIR cannot be written: make it writable or make room, then submit again"
     [ "$RESTARTS" -le "$SITE_MAX_RESTARTS" ] || give_up
 }
 

@@ -138,10 +138,19 @@ def newest(checkpoints: Path) -> Path | None:
     pointer = checkpoints / LATEST
     if not pointer.is_file():
         return None
-    folder = checkpoints / pointer.read_text().strip()
-    if folder.parent.resolve() != checkpoints.resolve() or not folder.is_dir():
-        raise CheckpointError(f"{pointer} names {folder.name!r}, which is not a checkpoint in {checkpoints}")
+    folder = _named_by(checkpoints)
+    if folder is None:
+        raise CheckpointError(
+            f"{pointer} says {pointer.read_bytes()[:40]!r}, which is no checkpoint in {checkpoints}; write the name of "
+            f"one there (found: {', '.join(path.name for path in steps_in(checkpoints)) or 'none'})"
+        )
     return folder
+
+
+def _named_by(checkpoints: Path) -> Path | None:
+    """The checkpoint that `latest` names; None when it names none that is there (it may be damaged like any file)."""
+    word = (checkpoints / LATEST).read_bytes().decode(errors="replace").strip()
+    return next((folder for folder in steps_in(checkpoints) if folder.name == word), None)
 
 
 def point_latest(checkpoints: Path, folder: Path) -> None:
@@ -151,14 +160,16 @@ def point_latest(checkpoints: Path, folder: Path) -> None:
     aside.replace(checkpoints / LATEST)
 
 
-def candidates(checkpoints: Path) -> list[Path]:
-    """Checkpoints to resume from, best first: the one that `latest` names, then those of earlier steps.
+def candidates(checkpoints: Path) -> tuple[list[Path], str]:
+    """Checkpoints to resume from, best first: the one that `latest` names, then those of earlier steps; and a sentence
+    where `latest` does not name the newest one ("" where it does).
 
     Later ones than `latest` belong to a run that somebody took back, or were cut off just before `latest` moved.
     """
-    folders = steps_in(checkpoints)[::-1]
-    pointer = checkpoints / LATEST
-    named = checkpoints / pointer.read_text().strip() if pointer.is_file() else None
-    if named is None or named not in folders:
-        return folders
-    return folders[folders.index(named) :]
+    folders, pointer = steps_in(checkpoints)[::-1], checkpoints / LATEST
+    named = _named_by(checkpoints) if pointer.is_file() else None
+    if named is None:
+        said = f"{pointer} names no checkpoint that is there; the newest one is taken" if pointer.is_file() else ""
+        return folders, said if folders else ""
+    later = [folder.name for folder in folders[: folders.index(named)]]
+    return folders[len(later) :], f"{pointer} names {named.name}; later ones ({', '.join(later)}) stay" if later else ""

@@ -91,7 +91,10 @@ class Saver:
         def prepare() -> None:
             if distributed.is_main():
                 shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
+                try:
+                    aside.mkdir(parents=True)
+                except OSError as error:
+                    raise _not_written(aside, error) from error
 
         distributed.together(prepare)
         tensors, random = as_tensors(engine_state.snapshot(engine)), random_state()
@@ -116,6 +119,8 @@ class Saver:
                 if distributed.is_main():
                     self._publish(aside, manifest)
                 self.last = {"stalled_s": stalled, "total_s": time.perf_counter() - started, "own_bytes": float(own)}
+            except OSError as error:
+                self._error = _not_written(aside, error)
             except Exception as error:  # raised on every rank by `wait`
                 self._error = error
             finally:
@@ -134,7 +139,7 @@ class Saver:
     def wait(self) -> None:
         """Until the checkpoint in the making has its name. Collective.
 
-        Raises on every rank when any rank could not write (CheckpointError or OSError there, OtherRankError elsewhere).
+        Raises on every rank when any rank could not write (CheckpointError there, OtherRankError elsewhere).
         """
         if self._thread is None:
             return
@@ -205,12 +210,19 @@ def write_own(aside: Path, tensors: dict[str, Any], random: dict[str, Any]) -> i
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
         except Exception as error:  # safetensors wraps the system's errors in its own
-            raise CheckpointError(f"{path} could not be written: {error}; the checkpoint before it stays") from error
+            raise _not_written(path, error) from error
         described[name] = describe_file(path)
     unfinished = aside / f".{_mark(rank)}"
     unfinished.write_text(json.dumps(described))
     unfinished.replace(aside / _mark(rank))
     return sum(facts["bytes"] for facts in described.values())
+
+
+def _not_written(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} could not be written: {error}; the checkpoint before it stays. Make room or make the folder writable; "
+        "the same command then continues"
+    )
 
 
 def _mark(rank: int) -> str:
@@ -264,7 +276,9 @@ def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
     """
     for sentence in distributed.together(lambda: clean_up(checkpoints) if distributed.is_main() else []):
         log.warning("checkpoints: %s", sentence)
-    folders = distributed.broadcast_object(candidates(checkpoints))
+    folders, said = distributed.broadcast_object(candidates(checkpoints))
+    if said:
+        log.warning("checkpoints: %s", said)
     problems = []
     for folder in folders:
         problem = _damage(folder)

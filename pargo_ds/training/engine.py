@@ -52,7 +52,7 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"deepspeed: {path} sets round_robin_gradients, which checkpoints do not survive; remove it")
     for part in ("offload_optimizer", "offload_param"):
         if (settings.get("zero_optimization", {}).get(part) or {}).get("device") == "nvme":
-            # DeepSpeed 0.19.8 cannot read back a state on its way to the disk: the first checkpoint would fail.
+            # DeepSpeed 0.19.8 does not give back a state that it has swapped out: the first checkpoint would fail.
             raise ConfigError(f'deepspeed: {path} sets {part} to "nvme", which cannot be checkpointed; use "cpu"')
     return settings
 
@@ -91,9 +91,10 @@ def start_distributed(timeout_minutes: float = 30) -> torch.device:
 
     if not on_gpu:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Alone on any free port, so that two such runs get on with each other.
+    os.environ.setdefault("MASTER_PORT", "29511" if "WORLD_SIZE" in os.environ else "0")
     for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(key, value)
-    os.environ.setdefault("MASTER_PORT", "29511")
     device = torch.device("cuda", distributed.local_rank()) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)

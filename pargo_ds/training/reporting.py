@@ -1,7 +1,6 @@
 """Where a run's figures go: progress bar, metrics.jsonl, wandb, one log file per rank.
 
-Only rank 0 prints and writes metrics; every rank has its own log file. Nothing here knows secrets: wandb reads its
-key itself.
+Only rank 0 prints and writes metrics; every rank has its own log file.
 """
 
 from __future__ import annotations
@@ -9,11 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import netrc
-import os
-import secrets
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +16,7 @@ from tqdm import tqdm
 
 from pargo_ds import distributed
 from pargo_ds.config import RunConfig
+from pargo_ds.training.wandb_run import WandbRun
 
 log = logging.getLogger("pargo_ds")
 
@@ -48,38 +44,6 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def _has_wandb_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
-
-
-def _start_wandb(run: RunConfig) -> Any:
-    mode = run.reporting.wandb
-    mode = ("online" if _has_wandb_key() else "offline") if mode == "auto" else mode
-    if mode == "disabled":
-        return None
-    import wandb
-
-    # The id lives in the run's folder, so that a resumed run continues the same wandb run.
-    id_file = run.run_dir / "wandb_id"
-    run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
-    id_file.write_text(run_id)
-    return wandb.init(
-        project=run.reporting.wandb_project,
-        name=run.name,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        mode=mode,
-        dir=str(run.run_dir),
-        config=run.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off", disable_git=True),
-    )
-
-
 class Reporter:
     """Rank 0's progress bar, metrics.jsonl and wandb; does nothing on other ranks.
 
@@ -95,8 +59,8 @@ class Reporter:
         path = run.run_dir / "metrics.jsonl"
         drop_lines_after(path, first_step)
         self.file = path.open("a")
-        self.wandb = _start_wandb(run)
-        self.wandb_run = self.wandb.id if self.wandb is not None else None
+        self.wandb = WandbRun(run, path, first_step, total_steps)
+        self.wandb_run = self.wandb.id
         self.bar = tqdm(total=total_steps, initial=first_step, desc=run.name, unit="step", dynamic_ncols=True)
 
     def step(self, step: int, figures: dict[str, Any]) -> None:
@@ -113,17 +77,7 @@ class Reporter:
             clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
             self.file.write(json.dumps({"step": step, **clean}) + "\n")
             self.file.flush()
-            self._to_wandb(lambda: self.wandb.log({k: v for k, v in clean.items() if v is not None}, step=step))
-
-    def _to_wandb(self, action: Callable[[], Any]) -> None:
-        """A wandb whose process has died (a signal to the whole job reaches it too) must not end the training."""
-        if self.wandb is None:
-            return
-        try:
-            action()
-        except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
-            log.warning("wandb stopped (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
-            self.wandb = None
+            self.wandb.log(step, clean)
 
     def close(self) -> None:
         """Finish all writers."""
@@ -131,7 +85,7 @@ class Reporter:
             return
         self.bar.close()
         self.file.close()
-        self._to_wandb(lambda: self.wandb.finish())
+        self.wandb.close()
 
 
 def drop_lines_after(path: Path, step: int) -> None:

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import yaml
 
+from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig, parse_config
 
 log = logging.getLogger("pargo_ds")
@@ -32,9 +33,40 @@ class RunBusyError(ConfigError):
     """Another process is training this run."""
 
 
+def make_run_folder(run: RunConfig) -> None:
+    """Create the folder. Raises ConfigError where that is not possible."""
+    try:
+        run.run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(run.run_dir, error) from error
+
+
+def check_writable(run: RunConfig) -> None:
+    """Write a byte where this rank will write; a run that could not save must not train at all.
+
+    Raises ConfigError naming the folder: read-only, of another user, or on a full disk.
+    """
+    for folder in (run.run_dir, checkpoints_dir(run)):
+        if not folder.is_dir():
+            continue
+        probe = folder / f".writable_{distributed.rank():05d}"
+        try:
+            probe.write_bytes(b"1")
+            probe.unlink()
+        except OSError as error:
+            raise _not_writable(folder, error) from error
+
+
+def _not_writable(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{folder} cannot be written ({error.strerror}), and a run writes its checkpoints there: make the folder "
+        "writable on every node, make room, or choose another place (--set output=FOLDER)"
+    )
+
+
 def open_run_folder(run: RunConfig) -> None:
     """Create the folder and write config.yaml; ConfigError when it belongs to a run that learns something else."""
-    run.run_dir.mkdir(parents=True, exist_ok=True)
+    make_run_folder(run)
     path = run.run_dir / "config.yaml"
     if path.is_file():
         before = parse_config(yaml.safe_load(path.read_text()), source=str(path))

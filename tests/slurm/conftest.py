@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import install_slurm
 import pytest
 import yaml
 from tiny import ROOT, merged, metrics
 
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "unshare", "setpriv")
 SLURM_CONF = """
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -68,14 +68,14 @@ PartitionName=high Nodes=ALL MaxTime=7-0 State=UP PriorityTier=20 PreemptMode=OF
 WAIT_S = 240
 
 
-def why_not() -> str | None:
-    """Why a real Slurm cannot be started here."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed: apt-get install slurmctld slurmd slurm-client munge"
+def why_not(say: Callable[[str], None]) -> str | None:
+    """Why a real Slurm cannot be started here; what is missing is installed where that is possible, and `say` told."""
     if os.geteuid() != 0:
         return "a cluster of several nodes on one machine needs root"
-    return None
+    reason, done = install_slurm.ensure()
+    if done:
+        say(done)
+    return reason
 
 
 def free_ports() -> list[int]:
@@ -108,13 +108,15 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.conf = folder / "etc/slurm.conf"
+        self.scratch = folder / "scratch"
         self.processes: dict[str, subprocess.Popen] = {}
         self.namespaces: dict[str, str] = {}
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "PARGO_"))}
+        self.environment.pop("TMPDIR", None)  # the jobs' is SITE_SCRATCH
         self.environment["SLURM_CONF"] = str(self.conf)
 
     def start(self) -> None:
-        for name in ("etc", "log", "state", "spool", "munge", "dev"):
+        for name in ("etc", "log", "state", "spool", "munge", "dev", "scratch"):
             (self.folder / name).mkdir(parents=True)
         for number in range(8):  # GPUs must be character devices
             (self.folder / f"dev/nvidia{number}").symlink_to("/dev/null")
@@ -146,8 +148,10 @@ class Cluster:
         )
 
     def start_node(self, node: str) -> None:
-        """Power on: a node has names of its own, and shared memory of its own, by which ranks know their neighbours."""
-        own = f"mount --bind {self.folder}/etc/hosts /etc/hosts && mount -t tmpfs none /dev/shm && hostname {node}"
+        """Power on: a node has names of its own, and shared memory and a scratch disk of its own, where ranks look for
+        their neighbours."""
+        own = f"mount --bind {self.folder}/etc/hosts /etc/hosts && hostname {node}"
+        own += f" && mount -t tmpfs none /dev/shm && mount -t tmpfs none {self.scratch}"
         daemon = f"exec slurmd -D -f {self.conf} -c -N {node}"
         self.launch(node, ["unshare", "--mount", "--uts", "bash", "-c", f"{own} && {daemon}"])
         own = os.readlink("/proc/self/ns/uts")
@@ -208,7 +212,7 @@ class Project:
         "PARTITION": "gpu", "NODES": "2", "GPUS_PER_NODE": "0", "RANKS_PER_NODE": "1", "CPUS_PER_TASK": "1",
         "MEMORY": "1000", "EXCLUSIVE": "yes", "TIME": "30", "SMALL_CPUS": "1", "SMALL_MEMORY": "1000",
         "SMALL_TIME": "30", "SIGNAL": "USR1", "SIGNAL_LEAD": "60", "MAX_RESTARTS": "1", "PREFLIGHT": "yes",
-        "PREFLIGHT_FREE_GB": "0", "LOGS": "logs", "SCRATCH": "/tmp", "PYTHON": sys.executable,
+        "PREFLIGHT_FREE_GB": "0", "LOGS": "logs", "PYTHON": sys.executable,
     }  # fmt: skip
 
     def __init__(self, folder: Path, cluster: Cluster, tiny_run: dict) -> None:
@@ -221,7 +225,10 @@ class Project:
 
     def site(self, **changes: str) -> None:
         """Write site.env."""
-        lines = [f"SITE_{name}={value}\n" for name, value in {**self.SITE, **changes}.items()]
+        lines = [
+            f"SITE_{name}={value}\n"
+            for name, value in {**self.SITE, "SCRATCH": str(self.cluster.scratch), **changes}.items()
+        ]
         (self.folder / "slurm/site.env").write_text("".join(lines))
 
     def run_file(self, name: str, **changes: object) -> Path:
@@ -304,16 +311,21 @@ class Project:
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         return [line["loss"] for line in lines]
 
-    def wandb_segments(self, run: str) -> tuple[set[str], int]:
-        """The wandb run ids of all starts of a run, and how many starts there were."""
-        folders = list((self.run_dir(run) / "wandb").glob("offline-run-*"))
-        return {folder.name.rpartition("-")[2] for folder in folders}, len(folders)
+    def wandb_ids(self, run: str) -> set[str]:
+        """The wandb run ids of all starts of a run."""
+        return {path.name.rpartition("-")[2] for path in (self.run_dir(run) / "wandb").glob("*offline-run-*")}
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
+def cluster(request) -> Iterator[Cluster]:
     """Two idle nodes, partitions gpu and high, for the whole session."""
-    reason = why_not()
+
+    def say(text: str) -> None:  # an installation must be seen, passed tests or not
+        capture = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            print(f"\n{text}", flush=True)
+
+    reason = why_not(say)
     if reason:
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:

@@ -118,3 +118,11 @@ def test_secrets_do_not_get_into_the_log():
     assert "hush" not in process.stdout
     assert "S3_ENDPOINT_URL=https://...@store.example" in process.stdout
     assert "NCCL_DEBUG=WARN" in process.stdout
+
+
+def test_a_run_folder_that_cannot_be_written_is_not_queued_for_ever():
+    script = "source slurm/core.sh; source slurm/training.sh; RUN_DIR=/proc/sys; count_restarts; echo went on"
+    process = bash("bash", "-c", script, cwd=ROOT)
+    assert process.returncode == 1
+    assert "/proc/sys cannot be written: make it writable or make room, then submit again" in process.stderr
+    assert "went on" not in process.stdout

@@ -9,6 +9,7 @@ import statistics
 from pathlib import Path
 
 import pytest
+from offline_wandb import reported_steps
 from tiny import metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -45,14 +46,20 @@ def test_a_run_on_two_nodes_comes_to_its_end(whole):
     assert len(whole) == STEPS
 
 
-@pytest.mark.parametrize("signal_options", [("--batch", "--signal=USR1"), ("--signal=TERM",)], ids=["script", "ranks"])
-def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, signal_options):
-    """To the script, as before the end of its time; or to the ranks alone, as Slurm does at a preemption by default."""
-    name = f"signalled_{len(signal_options)}"
-    # The ranks' signal goes to wandb's own process too, which then ends under the run's hands.
-    wandb = "offline" if "--batch" in signal_options else "disabled"
-    job = start(project, name, reporting={"wandb": wandb})
-    project.cluster.command("scancel", *signal_options, job)
+SIGNALS = {
+    "script": ("--batch", "--signal=USR1"),
+    "ranks": ("--signal=TERM",),
+    "ranks, own signal": ("--signal=USR1",),
+}
+
+
+@pytest.mark.parametrize("to", SIGNALS)
+def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, to):
+    """To the script, as before the end of its time; or to each process of the ranks, as Slurm does at a preemption by
+    default: loader workers and wandb's own process get it too."""
+    name = f"signalled_{list(SIGNALS).index(to)}"
+    job = start(project, name, data={"workers": 2})
+    project.cluster.command("scancel", *SIGNALS[to], job)
     project.wait_requeued(job, name)
     state = project.state(name)
     assert state["state"] == "interrupted"
@@ -60,11 +67,8 @@ def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, 
     came_to_its_end(project, job, name)
     assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
     assert project.losses(name) == whole
-    if wandb == "disabled":
-        return
-    ids, starts = project.wandb_segments(name)
-    assert (len(ids), starts) == (1, 2)
-    assert ids == {(project.run_dir(name) / "wandb_id").read_text()}
+    assert reported_steps(project.run_dir(name)) == list(range(1, STEPS + 1))
+    assert project.wandb_ids(name) == {(project.run_dir(name) / "wandb_id").read_text()}
     assert "wandb sync" in project.log(job)
 
 
@@ -111,7 +115,8 @@ def test_a_run_goes_on_after_one_of_its_ranks_was_killed(project, whole):
     project.wait_requeued(job, "killed")
     came_to_its_end(project, job, "killed")
     assert project.losses("killed") == whole
-    assert len(project.wandb_segments("killed")[0]) == 1
+    assert len(project.wandb_ids("killed")) == 1
+    assert reported_steps(project.run_dir("killed")) == list(range(1, STEPS + 1))
 
 
 def test_a_run_that_lost_a_node_goes_on_with_the_other(project, whole):
@@ -148,19 +153,29 @@ def test_restarts_without_a_new_checkpoint_come_to_an_end(project):
     assert "1 restarts in a row brought no checkpoint after step 0" in project.log(job)
 
 
-def test_a_stop_file_and_scancel_end_a_run_for_good(project):
-    job = start(project, "stopped", 4)
+def test_a_stop_file_and_scancel_end_a_run_for_good_and_a_new_job_goes_on(project, whole):
+    job = start(project, "stopped", 4, data={"workers": 2})
     (project.run_dir("stopped") / "STOP").touch()
     assert project.wait_end(job, "stopped") == "FAILED"
     assert project.cluster.field(job, "ExitCode") == "3:0"
     assert project.state("stopped")["state"] == "interrupted"
+    stopped = project.state("stopped")["step"]
     job = project.submit("pretrain.sh", project.folder / "stopped.yaml")
-    project.wait_step(job, "stopped", project.state("stopped")["step"] + 2)
-    project.cluster.command("scancel", job)
+    project.wait_step(job, "stopped", stopped + 2)
+    project.cluster.command("scancel", job)  # SIGTERM to all processes, SIGKILL after KillWait
     assert project.wait_end(job, "stopped") == "CANCELLED"
     project.cluster.wait_idle()
     assert project.cluster.field(job, "JobState") == "CANCELLED"
     assert project.cluster.field(job, "Restarts") == "0"
+    state = project.state("stopped")
+    assert (state["state"], state["reason"], state["restart"]) == ("interrupted", "SIGTERM", True)
+    assert stopped + 2 <= state["step"] < STEPS
+    job = project.submit("pretrain.sh", project.folder / "stopped.yaml")
+    came_to_its_end(project, job, "stopped")
+    assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
+    assert project.losses("stopped") == whole
+    assert reported_steps(project.run_dir("stopped")) == list(range(1, STEPS + 1))
+    assert len(project.wandb_ids("stopped")) == 1
 
 
 def test_a_hopeless_run_is_not_started_again(project):

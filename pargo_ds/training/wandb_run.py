@@ -1,0 +1,172 @@
+"""The run at wandb: one id for all starts, and every step there, also when wandb's own process was ended.
+
+wandb hands figures to a process of its own. A signal to all processes of a job ends that one at once, together with
+what it has not written yet; offline that was a whole segment (wandb 0.31.0; github.com/wandb/wandb/issues/9963). So
+`wandb_state.json` in the run's folder says up to which step wandb was closed in good order, and the next start of wandb
+is given the later lines of metrics.jsonl again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import netrc
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pargo_ds.config import RunConfig
+
+log = logging.getLogger("pargo_ds")
+ID, STATE = "wandb_id", "wandb_state.json"
+OFFLINE, CUT_OFF = "offline-run-", "cut-off-"
+RESTARTS = 3
+"""How often wandb is started again within one process."""
+
+
+class WandbRun:
+    """A wandb run that outlives its process, and whose faults never end the training.
+
+    Args:
+        run: the run file.
+        metrics: metrics.jsonl, already cut back to `first_step`.
+        first_step: steps done before this start.
+        total_steps: the run's last step, after which nobody would make up for what is missing.
+    """
+
+    def __init__(self, run: RunConfig, metrics: Path, first_step: int, total_steps: int) -> None:
+        self.run, self.metrics, self.total_steps = run, metrics, total_steps
+        self.mode, self.last, self.restarts = mode_of(run), first_step, RESTARTS
+        self.wandb: Any = None
+        self.id: str | None = None
+        if self.mode != "disabled":
+            self.id = self._own_id()
+            self.wandb = self._start(first_step)
+
+    def log(self, step: int, figures: dict[str, Any]) -> None:
+        """Report a step whose line metrics.jsonl already has."""
+        self.last = step
+        if self.wandb is not None:
+            self._guarded(lambda: self.wandb.log(_numbers(figures), step=step))
+        elif self.mode != "disabled" and self.restarts > 0:
+            self._restart()
+
+    def close(self) -> None:
+        """Close wandb in good order. One that was ended is started again only after the last step: before that, the
+        next start makes up for it, and a process that was asked to stop has no time to lose."""
+        if self.mode == "disabled" or self._finished():
+            return
+        if self.restarts > 0 and self.last == self.total_steps:
+            self._restart()
+        if not self._finished():
+            _forget_process()
+
+    def _finished(self) -> bool:
+        if self.wandb is None or not self._guarded(lambda: self.wandb.finish()):
+            return False
+        self._note(self.last, None)
+        return True
+
+    def _own_id(self) -> str:
+        """The id lives in the run's folder, so that each start continues the same wandb run."""
+        path = self.run.run_dir / ID
+        if not path.is_file():
+            path.write_text(secrets.token_hex(4))
+        return path.read_text().strip()
+
+    def _start(self, first_step: int) -> Any:
+        """wandb.init, and the lines that wandb may not have."""
+        import wandb
+
+        held = self._held(first_step)
+        started = wandb.init(
+            project=self.run.reporting.wandb_project,
+            name=self.run.name,
+            id=self.id,
+            resume="allow" if self.mode == "online" else None,
+            mode=self.mode,
+            dir=str(self.run.run_dir),
+            config=self.run.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+        )
+        self._note(held, Path(started.dir).parent.name)
+        for step, figures in _lines(self.metrics):
+            if step > held and step >= started.step:  # a server that knows the run tells its next step
+                started.log(_numbers(figures), step=step)
+        return started
+
+    def _held(self, first_step: int) -> int:
+        """The last step that wandb surely has. What a start that was cut off has written offline is set aside, because
+        its steps are reported again."""
+        path = self.run.run_dir / STATE
+        if not path.is_file():
+            return 0 if not any(self.run.run_dir.glob("wandb/*run-*")) else first_step
+        state = json.loads(path.read_text())
+        folder = self.run.run_dir / "wandb" / Path(state["open"] or "none").name
+        if folder.name.startswith(OFFLINE) and folder.is_dir():
+            folder.rename(folder.with_name(CUT_OFF + folder.name))
+        return int(state["step"])
+
+    def _note(self, step: int, folder: str | None) -> None:
+        path = self.run.run_dir / STATE
+        aside = path.with_suffix(".aside")
+        aside.write_text(json.dumps({"step": step, "open": folder}) + "\n")
+        aside.replace(path)
+
+    def _guarded(self, action: Callable[[], Any]) -> bool:
+        """Whether it worked; a wandb that failed is let go."""
+        try:
+            action()
+        except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
+            log.warning("wandb stopped (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
+            self.wandb = None
+            return False
+        return True
+
+    def _restart(self) -> None:
+        self.restarts -= 1
+        _forget_process()
+        try:
+            self.wandb = self._start(self.last)
+        except Exception as error:  # as above
+            log.warning("wandb could not be started again (%s: %s)", type(error).__name__, error)
+        else:
+            log.warning("wandb was started again")
+
+
+def _forget_process() -> None:
+    """Without it wandb would speak to the process that is gone again when this one exits, and print a traceback."""
+    import wandb
+
+    try:
+        wandb.teardown()
+    except Exception as error:  # what it raises depends on how that process went
+        log.debug("wandb.teardown: %s", error)
+
+
+def mode_of(run: RunConfig) -> str:
+    """online, offline or disabled; `auto` is online where wandb has a key."""
+    mode = run.reporting.wandb
+    return ("online" if _has_key() else "offline") if mode == "auto" else mode
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc.netrc().authenticators("api.wandb.ai") is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def _numbers(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without those that are no numbers."""
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _lines(metrics: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line in metrics.read_text().splitlines():
+        figures = json.loads(line)
+        yield figures.pop("step"), figures
