@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import fcntl
 import os
+import socket
 import tempfile
 import time
 import weakref
@@ -50,7 +51,8 @@ def one_start_at_a_time(leader: bool) -> Iterator[None]:
     if not leader:
         yield
         return
-    with open(Path(tempfile.gettempdir()) / f"pargo_ds_start_{os.getuid()}", "a") as file:
+    name = f"pargo_ds_start_{socket.gethostname()}_{os.getuid()}"  # machines may share their folder for temporary files
+    with open(Path(tempfile.gettempdir()) / name, "a") as file:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             try:
