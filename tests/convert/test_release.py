@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.release import keys as release_keys
 from pargo_ds.convert.release.llm import LLMFolder, llama_config
 from pargo_ds.convert.release.release_to_hf import release_to_hf
+from pargo_ds.convert.release.tensor_files import TensorFiles
 from pargo_ds.convert.release.weights import ReleaseFacts, ReleaseWeights
 from pargo_ds.convert.verify import compare, load_model
 from pargo_ds.training import assembly
@@ -252,6 +254,26 @@ def test_a_cut_checkpoint_is_named(bytes_left, parts):
     os.truncate(checkpoint, bytes_left % checkpoint.stat().st_size)
     with pytest.raises(CheckpointError, match="release.pth cannot be loaded"):
         weights(checkpoint, folder)
+
+
+def test_a_flipped_bit_is_found_or_harmless(parts):
+    """Harmless are the bits between the archive's parts; 150 places, half of them where tensors lie."""
+    _, state, checkpoint, _ = parts
+    body, said = checkpoint.read_bytes(), []
+    places = random.Random(0)
+    for _ in range(150):
+        flipped = bytearray(body)
+        flipped[places.randrange(len(body))] ^= 1 << places.randrange(8)
+        checkpoint.write_bytes(flipped)
+        try:
+            files = TensorFiles([checkpoint])
+        except CheckpointError as error:
+            said.append(str(error))
+            continue
+        assert files.shapes.keys() == state.keys()
+        assert all(torch.equal(files.read(name), state[name]) for name in state)
+    assert len(said) > 75
+    assert all("release.pth" in text for text in said)
 
 
 def test_numbers_beside_the_tensors_are_refused_by_name(parts):

@@ -6,6 +6,8 @@ Nothing but tensors is unpickled (`weights_only`), and torch's files are mapped 
 from __future__ import annotations
 
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.convert.weights import progress
 
 WRAPPER = "state_dict"
 """Key under which Lightning's checkpoints keep the weights."""
+_CHUNK = 8 << 20
 
 
 class TensorFiles:
@@ -70,11 +74,12 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
     """The state dict in a file of torch.save's, bare or under `state_dict`; its tensors are mapped, not read.
 
     Raises:
-        CheckpointError: no such file, a file that torch cannot load without running code, or one of the old format
-            (before torch 1.6), or entries that are no tensors.
+        CheckpointError: no such file, an altered one, a file that torch cannot load without running code, or one of the
+            old format (before torch 1.6), or entries that are no tensors.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no file")
+    check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
@@ -94,3 +99,24 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
             f"under the key {WRAPPER}"
         )
     return {str(name): value for name, value in loaded.items()}
+
+
+def check_archive(path: Path) -> None:
+    """Compare the parts of torch.save's zip archive with their checksums, which torch.load does not.
+
+    Raises CheckpointError naming the part. What is no archive is left to torch, which says so.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    part = "its directory"
+    try:
+        with zipfile.ZipFile(path) as archive, progress(path.name, path.stat().st_size) as advance:
+            for entry in archive.infolist():
+                if entry.CRC == 0:  # torch.serialization.set_crc32_options(False) was in force
+                    continue
+                part = entry.filename
+                with archive.open(entry) as file:
+                    while piece := file.read(_CHUNK):
+                        advance(len(piece))
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
+        raise CheckpointError(f"{path}: {part} was cut or altered ({error}); fetch the file again") from error
