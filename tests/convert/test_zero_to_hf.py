@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,15 +82,32 @@ def test_peft_puts_the_adapter_back(lora_checkpoint, tmp_path):
     assert [name for name, tensor in weights.items() if not torch.equal(found[name], tensor)] == []
 
 
-def test_a_fragment_with_a_flipped_bit_leaves_no_output(lora_checkpoint, tmp_path):
-    checkpoint, _ = lora_checkpoint
-    path = checkpoint / "fragments/rank_00001.safetensors"
+def flip(path: Path) -> None:
     body = bytearray(path.read_bytes())
     body[-9] ^= 4
     path.write_bytes(body)
-    with pytest.raises(CheckpointError, match="fragments/rank_00001.safetensors was altered"):
-        convert(checkpoint, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.name]
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def rename(path: Path) -> None:
+    path.rename(path.with_name("other" + path.suffix))
+
+
+@pytest.mark.parametrize("damage", [flip, cut, rename, Path.unlink])
+def test_any_damaged_file_is_named_and_leaves_no_output(lora_checkpoint, tmp_path, damage):
+    whole, _ = lora_checkpoint
+    names = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    assert len(names) >= 3
+    for number, name in enumerate(names):
+        checkpoint = Path(shutil.copytree(whole, tmp_path / str(number) / whole.name))
+        damage(checkpoint / name)
+        with pytest.raises(CheckpointError) as caught:
+            convert(checkpoint, tmp_path / str(number) / "out")
+        assert name.name in str(caught.value)
+        assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
 def test_a_weight_that_the_files_lack_is_named_before_anything_is_written(lora_checkpoint, tmp_path):
