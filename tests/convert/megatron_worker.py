@@ -38,7 +38,8 @@ def run_on_cpu() -> None:
 def load(folder: str, ranks: int):
     """The GPTModel of a checkpoint, built and loaded by the code in docs/conversion.md."""
     text = (Path(__file__).parents[2] / "docs/conversion.md").read_text()
-    code = text.partition("```python\n")[2].partition("```")[0]
+    blocks = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    (code,) = (block for block in blocks if "GPTModel(" in block)
     on_cpu = {"use_cpu_initialization": True, "gradient_accumulation_fusion": False}
     names = {"folder": folder, "parallel": {"tensor_model_parallel_size": ranks, **on_cpu}}
     exec(compile(code, "docs/conversion.md", "exec"), names)
