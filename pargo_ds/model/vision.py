@@ -7,17 +7,13 @@ Blocks, norms and heads behind that block are not built, so that no parameter is
 
 from collections.abc import Mapping
 from functools import lru_cache
+from types import ModuleType
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from .configuration_pargo import ParGoVisionConfig
-
-try:
-    import timm
-except ImportError:  # transformers encoders work without it
-    timm = None
 
 CLASSIFIERS = ("head.", "fc.", "classifier.")  # timm's names; never built here
 FINAL_NORMS = ("post_layernorm", "layernorm", "norm", "ln_post", "final_layer_norm")
@@ -195,20 +191,23 @@ def _layer_index(config: ParGoVisionConfig, num_layers: int) -> int:
     return index
 
 
-def _need_timm() -> None:
-    if timm is None:
-        raise ValueError("this vision encoder comes from timm, which is not installed: pip install timm")
+def _timm() -> ModuleType:
+    # Its import takes a second, for which encoders of transformers need not wait.
+    try:
+        import timm
+    except ImportError:
+        raise ValueError("this vision encoder comes from timm, which is not installed: pip install timm") from None
+    return timm
 
 
 def _timm_arguments(name: str, image_size: int) -> dict[str, int]:
     # Networks with position embeddings are built for one size; convolutional ones take no such argument.
-    fixed = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)
+    fixed = getattr(_timm().get_pretrained_cfg(name), "fixed_input_size", False)
     return {"num_classes": 0, **({"img_size": image_size} if fixed else {})}
 
 
 def _build_timm(config: ParGoVisionConfig, pretrained: bool = False) -> nn.Module:
-    _need_timm()
-    return timm.create_model(config.name, pretrained=pretrained, **_timm_arguments(config.name, config.image_size))
+    return _timm().create_model(config.name, pretrained=pretrained, **_timm_arguments(config.name, config.image_size))
 
 
 def _build_transformers(config: ParGoVisionConfig) -> nn.Module:
@@ -247,7 +246,7 @@ def vision_config_from_timm(name: str, image_size: int | None = None, **override
     Raises:
         ValueError: timm is missing or does not know the name.
     """
-    _need_timm()
+    timm = _timm()
     data = timm.get_pretrained_cfg(name)
     if data is None:
         raise ValueError(f"timm knows no model '{name}': see timm.list_models()")
