@@ -175,6 +175,15 @@ def partition_while_loading(zero3: dict[str, Any] | None) -> Iterator[None]:
     del keep_alive
 
 
+def take_buffers_of_rank_0(model: nn.Module) -> None:
+    """Under ZeRO-3 from_pretrained gives rank 0 alone the buffers of the file (a batch norm's statistics); the other
+    ranks keep those of a new model (transformers 4.57 and 5.17). Collective."""
+    buffers = dict(model.named_buffers())
+    values = distributed.broadcast_object({n: b.cpu() for n, b in buffers.items()} if distributed.is_main() else None)
+    for name, buffer in buffers.items():
+        buffer.copy_(values[name])
+
+
 def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForConditionalGeneration:
     """All weights of an exported folder, strictly; the run file must describe the same model.
 
@@ -186,6 +195,8 @@ def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForCondi
         model, info = ParGoForConditionalGeneration.from_pretrained(
             run.start_from, dtype=dtype_of(run), output_loading_info=True
         )
+    if zero3 is not None:
+        take_buffers_of_rank_0(model)
     faults = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if faults:
         raise ConfigError(f"start_from: {run.start_from} does not hold this model: {faults}")
@@ -219,6 +230,8 @@ def load_llm(run: RunConfig, config: PretrainedConfig, zero3: dict[str, Any] | N
         llm, info = AutoModelForCausalLM.from_pretrained(
             run.llm.name, revision=run.llm.revision, dtype=dtype_of(run), output_loading_info=True
         )
+    if zero3 is not None:
+        take_buffers_of_rank_0(llm)
     if info["missing_keys"] or info["mismatched_keys"]:
         raise ConfigError(
             f"llm.name: {run.llm.name} lacks weights: missing {sorted(info['missing_keys'])[:5]}, "
