@@ -177,7 +177,7 @@ def partition_while_loading(zero3: dict[str, Any] | None) -> Iterator[None]:
 
 def take_buffers_of_rank_0(model: nn.Module) -> None:
     """Under ZeRO-3 from_pretrained gives rank 0 alone the buffers of the file (a batch norm's statistics); the other
-    ranks keep those of a new model (transformers 4.57 and 5.17). Collective."""
+    ranks keep those of a new model (seen with transformers 4.57). Collective."""
     buffers = dict(model.named_buffers())
     values = distributed.broadcast_object({n: b.cpu() for n, b in buffers.items()} if distributed.is_main() else None)
     for name, buffer in buffers.items():
