@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -29,14 +29,17 @@ PIECE = 4 << 20
 THREADS = min(8, os.cpu_count() or 1)
 
 
-def write_hashes(folder: Path) -> None:
+def write_hashes(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """List every file of `folder` as it is now; a list that was there is replaced in one rename.
+
+    `known`: SHA-256 of files that were hashed while they were written, which are not read again.
 
     Raises CheckpointError when a file cannot be read, or is a pointer of git-lfs.
     """
     names = listable_files(folder)
     refuse_pointers(folder, names)
-    found = hash_files(folder, names)
+    known = known or {}
+    found = hash_files(folder, [name for name in names if name not in known]) | known
     aside = folder / f".{HASHES}"
     aside.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(found.items())))
     aside.replace(folder / HASHES)

@@ -6,10 +6,12 @@ here they are written as they come.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from pargo_ds.model import ParGoConfig, ParGoProcessor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 FILE_BYTES = 4_000_000_000
+HELD = 16 << 20
+"""Bytes of a piece that may wait for its hash while the next one is read; larger ones would double the memory."""
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
@@ -145,10 +149,13 @@ def copy_description(source: Path, folder: Path) -> None:
     shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
 
 
-def finish_folder(folder: Path) -> None:
-    """The last step of every export: the model's code beside its weights, then the hash of every file."""
+def finish_folder(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """The last step of every export: the model's code beside its weights, then the hash of every file.
+
+    `known`: what write_hf_weights returned.
+    """
     ship_code(folder)
-    write_hashes(folder)
+    write_hashes(folder, known)
 
 
 def rehash(folder: Path) -> int:
@@ -161,8 +168,11 @@ def rehash(folder: Path) -> int:
     return len(listable_files(folder))
 
 
-def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_BYTES) -> None:
-    """Write all tensors of `source` as safetensors, in several files with an index when they need more than one."""
+def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_BYTES) -> dict[str, str]:
+    """Write all tensors of `source` as safetensors, in several files with an index when they need more than one.
+
+    Returns the SHA-256 of each weight file by its name.
+    """
     files: list[dict[str, Spec]] = [{}]
     filled = 0
     for name, spec in source.specs.items():
@@ -172,19 +182,20 @@ def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_
         files[-1][name] = spec
         filled += spec.bytes
     total = sum(spec.bytes for spec in source.specs.values())
-    weight_map = {}
+    weight_map, hashes = {}, {}
     with progress("Hugging Face folder", total) as advance:
         for number, specs in enumerate(files, start=1):
             name = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
-            write_safetensors(folder / name, specs, source, advance)
+            hashes[name] = write_safetensors(folder / name, specs, source, advance)
             weight_map |= dict.fromkeys(specs, name)
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return hashes
 
 
-def write_safetensors(path: Path, specs: Mapping[str, Spec], source: WeightSource, advance: Any) -> None:
-    """One safetensors file; one tensor is in memory at a time, or a piece of one."""
+def write_safetensors(path: Path, specs: Mapping[str, Spec], source: WeightSource, advance: Any) -> str:
+    """One safetensors file; one tensor is in memory at a time, or two pieces of one. Returns the file's SHA-256."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, spec in specs.items():
@@ -195,15 +206,26 @@ def write_safetensors(path: Path, specs: Mapping[str, Spec], source: WeightSourc
         end += spec.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+    head = struct.pack("<Q", len(text)) + text
+    digest = hashlib.sha256(head)
+    # hashlib leaves the interpreter free: a piece is hashed while the next one is read and written.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        file.write(head)
+        hashed = pool.submit(lambda: None)
         for name, spec in specs.items():
             written = 0
             for piece in source.pieces(name) if isinstance(source, InPieces) else [_whole(source, name, spec)]:
-                written += file.write(piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+                values = piece.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+                hashed.result()
+                hashed = pool.submit(digest.update, values)
+                written += file.write(values)
+                if values.nbytes > HELD:
+                    hashed.result()
                 advance(piece.nbytes)
             if written != spec.bytes:
                 raise CheckpointError(f"{source.where}: {name} came as {written} bytes, not as {spec.bytes} ({spec})")
+        hashed.result()
+    return digest.hexdigest()
 
 
 def _whole(source: WeightSource, name: str, spec: Spec) -> torch.Tensor:

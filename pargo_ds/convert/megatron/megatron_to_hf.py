@@ -167,6 +167,6 @@ def megatron_to_hf(folder: Path, out: Path, *, base: Path | None = None, force: 
     source = MegatronWeights(folder, base)
     with whole_output(out, force=force, needed=total_bytes(source.specs.values()), sources=sources) as aside:
         source.write_description(aside)
-        write_hf_weights(source, aside)
-        finish_folder(aside)
+        hashes = write_hf_weights(source, aside)
+        finish_folder(aside, hashes)
     return len(source.specs)

@@ -45,11 +45,11 @@ def release_to_hf(
     needed = total_bytes(source.specs.values()) + (total_bytes(apart.specs.values()) if apart else 0)
     with whole_output(out, force=force, needed=needed, sources=sources) as aside:
         source.write_description(aside)
-        write_hf_weights(source, aside)
+        hashes = write_hf_weights(source, aside)
         if apart:
             write_adapter(apart, aside / ADAPTER)
         (aside / "README.md").write_text(model_card(source, apart is not None), encoding="utf-8")
-        finish_folder(aside)
+        finish_folder(aside, hashes)
     return len(source.specs)
 
 

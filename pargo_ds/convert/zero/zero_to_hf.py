@@ -54,9 +54,9 @@ def convert(
         log.warning("%s: %s", source.where, source.not_verified)
     needed = total_bytes(source.specs.values())
     with whole_output(out, force=force, needed=needed, sources=[source.where, *source.frozen.folders]) as aside:
-        write_hf_weights(source, aside, file_bytes or FILE_BYTES)
+        hashes = write_hf_weights(source, aside, file_bytes or FILE_BYTES)
         source.write_adapter(aside / ADAPTER)
         source.write_description(aside)
-        finish_folder(aside)
+        finish_folder(aside, hashes)
         source.files.check()
     return source.counts()
