@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.checkpoint.safetensors_file import open_safetensors
 
 FOLDER = "fragments"
 WEIGHT = "fp32"
@@ -104,10 +104,7 @@ class FragmentFiles:
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} cannot be read ({error}); it was cut or altered") from error
+            self._open[path] = open_safetensors(path)
         return self._open[path]
 
     def kinds(self, name: str) -> list[str]:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_files, write_hashes
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.shipped_code import ship_code
 from pargo_ds.convert.weights import (
     EMBEDDING,
@@ -103,10 +104,7 @@ class HFFolder(WeightSource):
 
     def _handle(self, path: Path) -> Any:
         if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} cannot be read ({error}); it was cut or altered") from error
+            self._open[path] = open_safetensors(path)
         return self._open[path]
 
     def _spec(self, path: Path, key: str) -> Spec:

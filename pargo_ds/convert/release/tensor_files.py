@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.weights import progress
 
 WRAPPER = "state_dict"
@@ -54,10 +55,7 @@ class _Safetensors:
     """A safetensors file as a mapping that reads on demand."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._file = safe_open(path, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); it was cut or altered") from error
+        self._file = open_safetensors(path)
         self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.hf_folder import INDEX, SINGLE
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -31,7 +32,7 @@ class PublishedFiles:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
-        self._open = {path: _open(path) for path in self.paths}
+        self._open = {path: open_safetensors(path) for path in self.paths}
         self._where = {key: path for path, handle in self._open.items() for key in handle.keys()}  # noqa: SIM118
         self.shapes = {key: tuple(self._view(key).get_shape()) for key in self._where}
 
@@ -83,13 +84,6 @@ class PublishedFiles:
             if fits and all(self._view(key).get_dtype() in CAST_ONCE for key in keys.values()):
                 return {name: self.reader(key) for name, key in keys.items()}
         return None
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); it was cut or altered") from error
 
 
 def _fetch(name: str, revision: str | None, file: str) -> Path | None:
