@@ -1,7 +1,9 @@
 """Tiny real objects shared by the tests: a tokenizer, drawn pictures in MDS shards, a run file, a launcher."""
 
+import os
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,14 @@ CHATML = (
 
 
 def pytest_configure():
-    """Readers hold their shared memory by descriptors until they are collected: more than 1,024 in a whole session."""
+    """Limits and locks of the session."""
+    from tqdm import tqdm
+
+    # Readers hold their shared memory by descriptors until they are collected: more than 1,024 in a whole session.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    # tqdm's lock is shared with forked processes: one that a test kills while it holds it would stop this one for ever.
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 @pytest.fixture(scope="session")

@@ -6,13 +6,11 @@ import functools
 import multiprocessing
 import random
 import shutil
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tqdm import tqdm
 
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
@@ -52,15 +50,9 @@ def conversion(request, lora_run, export, checkpoint) -> tuple[Conversion, Path]
     }[request.param]
 
 
-def with_a_lock_of_its_own(work: Callable[[], object]) -> None:
-    """tqdm's lock is shared with forked processes: one that is killed while it holds it would stop this one."""
-    tqdm.set_lock(threading.RLock())
-    work()
-
-
 def killed_after(seconds: float, work: Callable[[], object]) -> bool:
     """Run `work` in a process of its own and kill it; whether it was still at work."""
-    process = multiprocessing.get_context("fork").Process(target=with_a_lock_of_its_own, args=(work,))
+    process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     process.join(seconds)
     was_alive = process.is_alive()
