@@ -218,7 +218,7 @@ def train_on(
         log.info("continuing after step %d from %s", first_step, folder)
 
     reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped})
-    saver = build_saver(run, stage, fingerprint, frozen, reporter.wandb_run)
+    saver = build_saver(run, engine, stage, fingerprint, frozen, reporter.wandb_run)
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
     if loader.skipped:
         log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
@@ -239,8 +239,11 @@ def train_on(
     finish(run, stop, steps_done, total_steps)
 
 
-def build_saver(run: RunConfig, stage: int, fingerprint: str, frozen: dict[str, str], wandb_run: str | None) -> Saver:
+def build_saver(
+    run: RunConfig, engine: Any, stage: int, fingerprint: str, frozen: dict[str, str], wandb_run: str | None
+) -> Saver:
     """The writer of this run's checkpoints."""
+    from pargo_ds.checkpoint.frozen import frozen_shapes
     from pargo_ds.checkpoint.store import RunFacts, Saver
     from pargo_ds.training import assembly, run_folder
 
@@ -250,6 +253,7 @@ def build_saver(run: RunConfig, stage: int, fingerprint: str, frozen: dict[str, 
         config=run.model_dump(mode="json"),
         frozen_sources=assembly.frozen_sources(run),
         frozen=frozen,
+        frozen_shapes=frozen_shapes(engine.module),
         wandb_run=wandb_run,
     )
     saving = run.checkpoint

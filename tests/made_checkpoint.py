@@ -10,7 +10,7 @@ from tiny import merged
 from torch import nn
 
 from pargo_ds.checkpoint.fragments import WEIGHT, Fragment, as_tensors, fragment_file
-from pargo_ds.checkpoint.frozen import frozen_hashes
+from pargo_ds.checkpoint.frozen import frozen_hashes, frozen_shapes
 from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file
 from pargo_ds.checkpoint.store import versions
 from pargo_ds.config import RunConfig, parse_config
@@ -72,6 +72,7 @@ def write_checkpoint(run: RunConfig, model: nn.Module, folder: Path, ranks: int 
         files={fragment_file(rank): describe_file(folder / fragment_file(rank)) for rank in range(ranks)},
         parameters={name: list(values.shape) for name, values in trained.items()},
         frozen=frozen_hashes(model),
+        frozen_shapes=frozen_shapes(model),
         totals={"samples": 12.0, "tokens": 3456.0},
     ).write(folder)
     return folder

@@ -121,7 +121,7 @@ def make(folder: Path) -> None:
     import torch
 
     from pargo_ds import distributed
-    from pargo_ds.checkpoint.frozen import frozen_hashes
+    from pargo_ds.checkpoint.frozen import frozen_hashes, frozen_shapes
     from pargo_ds.checkpoint.store import RunFacts, Saver
     from pargo_ds.config import load_config
     from pargo_ds.training import assembly
@@ -141,6 +141,7 @@ def make(folder: Path) -> None:
         config=run.model_dump(mode="json"),
         frozen_sources=assembly.frozen_sources(run),
         frozen=frozen_hashes(engine.module),
+        frozen_shapes=frozen_shapes(engine.module),
     )
     saver = Saver(run.run_dir / "checkpoints", facts, keep=1, background=False)
     words = torch.arange(16).unsqueeze(0)

@@ -56,6 +56,11 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
     return {name: describe(t, total) for (name, t), total in zip(named.items(), sums.tolist(), strict=True)}
 
 
+def frozen_shapes(model: nn.Module) -> dict[str, list[int]]:
+    """Whole shape of every tensor that frozen_hashes hashes, by name."""
+    return {name: list(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in _frozen_tensors(model)}
+
+
 def check_frozen(found: Mapping[str, str], expected: Mapping[str, str], where: str) -> None:
     """CheckpointError naming the frozen weights that are not those of the checkpoint `where`."""
     differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

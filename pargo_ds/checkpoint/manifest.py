@@ -51,6 +51,8 @@ class Manifest:
     """Steps that the optimizer has counted."""
     frozen: dict[str, str] = field(default_factory=dict)
     """Hashes of the weights that are not in the checkpoint, see frozen.py."""
+    frozen_shapes: dict[str, list[int]] = field(default_factory=dict)
+    """Their whole shapes; checkpoints from before this was noted lack them."""
     totals: dict[str, float] = field(default_factory=dict)
     """What the meters have added up since the run began."""
     wandb_run: str | None = None

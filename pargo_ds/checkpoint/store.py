@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class RunFacts:
     config: dict[str, Any]
     frozen_sources: dict[str, Any]
     frozen: dict[str, str]
+    frozen_shapes: dict[str, list[int]] = field(default_factory=dict)
     wandb_run: str | None = None
 
 

@@ -11,15 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from tqdm import tqdm
 
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor
+
+if TYPE_CHECKING:  # importing the model takes seconds, in which weights can be moved already
+    from pargo_ds.model import ParGoConfig, ParGoProcessor
 
 LLM = "llm."
+LORA = ".lora_"
+"""Part of the names of an adapter's own weights."""
+BASE_LAYER = "base_layer."
+"""What peft adds to the name of a layer that it wraps."""
 EMBEDDING, HEAD = LLM + "model.embed_tokens.weight", LLM + "lm_head.weight"
 
 
@@ -66,6 +72,8 @@ class InPieces(Protocol):
 
 def expected_shapes(config: ParGoConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights that a model of this configuration saves."""
+    from pargo_ds.model import ParGoForConditionalGeneration
+
     with torch.device("meta"):
         model = ParGoForConditionalGeneration(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

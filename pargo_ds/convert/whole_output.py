@@ -21,12 +21,12 @@ SPARE = 64 << 20
 
 
 @contextmanager
-def whole_output(out: Path, *, force: bool, needed: int, sources: Iterable[Path] = ()) -> Iterator[Path]:
+def whole_output(out: Path, *, force: bool, needed: int = 0, sources: Iterable[Path] = ()) -> Iterator[Path]:
     """Yield an empty folder to write into; it gets the name `out` when the block ends without an error, else it goes.
 
     Args:
         force: replace an existing `out`, once the new one is whole.
-        needed: bytes that will be written.
+        needed: bytes that will be written, where that is known already.
         sources: what is read; `out` may neither be one of them nor lie around or within one that is replaced.
 
     Raises:
@@ -43,7 +43,9 @@ def whole_output(out: Path, *, force: bool, needed: int, sources: Iterable[Path]
     try:
         check_space(aside, needed)
         yield aside
-        _flush(aside)
+        for path in aside.rglob("*"):
+            if path.is_file():
+                flush(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -54,12 +56,10 @@ def whole_output(out: Path, *, force: bool, needed: int, sources: Iterable[Path]
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _flush(folder: Path) -> None:
-    """Down to the disk, so that a folder with its final name is whole even after a power failure."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+def flush(path: Path) -> None:
+    """One file down to the disk, so that a folder with its final name is whole even after a power failure."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def check_free_to_write(out: Path, *, force: bool, sources: Iterable[Path] = ()) -> None:

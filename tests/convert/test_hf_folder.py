@@ -19,10 +19,11 @@ from pargo_ds.checkpoint import folder_hashes
 from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_files, read_hashes
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import parse_config
-from pargo_ds.convert.hf_folder import INDEX, HFFolder, finish_folder, rehash, write_hf_weights
+from pargo_ds.convert.hf_folder import HFFolder, finish_folder, rehash
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
 from pargo_ds.convert.megatron.megatron_to_hf import megatron_to_hf
 from pargo_ds.convert.shipped_code import forget_code
+from pargo_ds.convert.weight_files import INDEX, write_hf_weights
 from pargo_ds.evaluation.exported import load_exported
 from pargo_ds.training import assembly
 

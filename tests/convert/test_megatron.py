@@ -13,13 +13,14 @@ from transformers import LlamaConfig, Qwen2Config
 
 from pargo_ds.checkpoint.folder_hashes import HASHES
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.convert.hf_folder import HFFolder, finish_folder, write_hf_weights
+from pargo_ds.convert.hf_folder import HFFolder, finish_folder
 from pargo_ds.convert.megatron.arguments import gpt_arguments
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
 from pargo_ds.convert.megatron.layout import Layout
 from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights, megatron_to_hf
 from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.verify import compare, load_model
+from pargo_ds.convert.weight_files import write_hf_weights
 
 # Measured at TP 1 and 2 over all families: at most 6e-7, with logits up to 1.6.
 LOGITS_TOLERANCE = 1e-6

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from pargo_ds.checkpoint.manifest import CheckpointError, hash_file
-from pargo_ds.convert.hf_folder import HFFolder, copy_description, finish_folder, read_config, write_hf_weights
+from pargo_ds.convert.hf_folder import HFFolder, copy_description, finish_folder, read_config
 from pargo_ds.convert.megatron.hf_to_megatron import DESCRIPTION, MANIFEST, PREFIX, hash_of
 from pargo_ds.convert.megatron.layout import LAYERS, Entry, Layout
 from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
+from pargo_ds.convert.weight_files import write_hf_weights
 from pargo_ds.convert.weights import LLM, Spec, WeightSource, check_names, expected_shapes, total_bytes
 from pargo_ds.convert.whole_output import check_free_to_write, whole_output
 from pargo_ds.model import ParGoProcessor

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from pargo_ds.convert.hf_folder import finish_folder, write_hf_weights, write_safetensors
+from pargo_ds.convert.hf_folder import finish_folder
 from pargo_ds.convert.release.llm import LLMFolder
 from pargo_ds.convert.release.lora import PARTS, ReleaseLora
 from pargo_ds.convert.release.weights import ReleaseFacts, ReleaseWeights
+from pargo_ds.convert.weight_files import write_hf_weights, write_safetensors
 from pargo_ds.convert.weights import progress, total_bytes
 from pargo_ds.convert.whole_output import check_free_to_write, whole_output
 

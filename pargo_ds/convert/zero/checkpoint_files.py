@@ -25,6 +25,7 @@ from pargo_ds.checkpoint.manifest import (
 )
 from pargo_ds.checkpoint.version_1 import ENGINE
 from pargo_ds.config import RunConfig, parse_config
+from pargo_ds.convert.weights import Spec
 
 THREADS = min(8, os.cpu_count() or 1)
 PIECE = 1 << 21
@@ -60,6 +61,9 @@ class CheckpointFiles:
     """Optimizer steps."""
     others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Weights and buffers that it holds though they may not have trained, by their names in the model."""
+    tensors: Mapping[str, Spec] | None = None
+    """All tensors of the model by their names in it, tied ones once, those that it does not hold included; None where
+    it does not say."""
 
     @cached_property
     def trained(self) -> TrainedFiles:
@@ -86,7 +90,7 @@ class CheckpointFiles:
             yield from self.read(name).reshape(-1).split(PIECE)
 
 
-def open_checkpoint(path: Path, run: RunConfig | None) -> CheckpointFiles:
+def open_checkpoint(path: Path, run: RunConfig | None = None) -> CheckpointFiles:
     """The checkpoint that `path` means: a step folder, a run's folder, or what DeepSpeed's save_checkpoint wrote.
 
     Its files are compared with their hashes in the background; `check` of the result waits for that.
@@ -119,7 +123,16 @@ def open_checkpoint(path: Path, run: RunConfig | None) -> CheckpointFiles:
         check=verification.wait,
         manifest=manifest,
         step=manifest.step,
+        tensors=_all_tensors(manifest),
     )
+
+
+def _all_tensors(manifest: Manifest) -> dict[str, Spec] | None:
+    if manifest.frozen.keys() != manifest.frozen_shapes.keys():
+        return None
+    dtypes = {name: getattr(torch, described.split()[0]) for name, described in manifest.frozen.items()}
+    trained = {name: Spec(tuple(shape), torch.float32) for name, shape in manifest.parameters.items()}
+    return trained | {name: Spec(tuple(shape), dtypes[name]) for name, shape in manifest.frozen_shapes.items()}
 
 
 def _deepspeed(folder: Path, tag: str | None, run: RunConfig, manifest: Manifest | None) -> CheckpointFiles:
@@ -129,6 +142,7 @@ def _deepspeed(folder: Path, tag: str | None, run: RunConfig, manifest: Manifest
     others = {name: spec.shape for name, spec in files.other_tensors.items()}
     if not files.knows_trained:
         others |= {name: tuple(shape) for name, shape in files.shapes.items()}
+    trained = {name: Spec(tuple(shape), torch.float32) for name, shape in files.shapes.items()}
     return CheckpointFiles(
         where=folder,
         run=run,
@@ -137,6 +151,7 @@ def _deepspeed(folder: Path, tag: str | None, run: RunConfig, manifest: Manifest
         manifest=manifest,
         step=files.step,
         others=others,
+        tensors=trained | files.other_tensors if files.knows_trained else None,
     )
 
 

@@ -17,11 +17,11 @@ from torch import nn
 from pargo_ds.checkpoint.frozen import check_frozen
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import RunConfig
-from pargo_ds.convert.weights import Spec, WeightSource, check_names
+from pargo_ds.convert.weights import BASE_LAYER, LORA, Spec, WeightSource, check_names
 from pargo_ds.convert.zero.checkpoint_files import PIECE, CheckpointFiles, open_checkpoint
 from pargo_ds.convert.zero.frozen_hashes import hash_frozen
-from pargo_ds.convert.zero.frozen_parts import BASE_LAYER, FrozenParts, input_embedding, spread
-from pargo_ds.convert.zero.lora_adapter import LORA, LoraAdapter
+from pargo_ds.convert.zero.frozen_parts import FrozenParts, input_embedding, spread
+from pargo_ds.convert.zero.lora_adapter import LoraAdapter
 from pargo_ds.convert.zero.model_card import NOT_VERIFIED, model_card
 from pargo_ds.convert.zero.skeleton import build_skeleton
 from pargo_ds.model import ParGoProcessor

@@ -14,15 +14,13 @@ import torch
 from torch import nn
 
 from pargo_ds.config import ConfigError, RunConfig
-from pargo_ds.convert.weights import LLM
+from pargo_ds.convert.weights import BASE_LAYER, LLM
 from pargo_ds.convert.zero.published_files import PublishedFiles, Reader
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
 from pargo_ds.training import assembly
 
 log = logging.getLogger("pargo_ds")
 VISION, BACKBONE = "vision.", "vision.backbone."
-BASE_LAYER = "base_layer."
-"""What peft adds to the name of a layer that it wraps."""
 Shapes = Mapping[str, tuple[int, ...]]
 PIECE = 1 << 20
 """Elements of the embedding measured at a time."""

@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pargo_ds.convert.hf_folder import write_safetensors
-from pargo_ds.convert.weights import LLM, Spec
-from pargo_ds.convert.zero.frozen_parts import BASE_LAYER
+from pargo_ds.convert.weight_files import write_safetensors
+from pargo_ds.convert.weights import BASE_LAYER, LLM, LORA, Spec
 
-LORA = ".lora_"
 ADAPTER_NAME = "default"
 PEFT_PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"

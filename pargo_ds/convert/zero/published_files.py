@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
-from pargo_ds.convert.hf_folder import INDEX, SINGLE
+from pargo_ds.convert.weight_files import INDEX, SINGLE
 
 ADAPTER_CONFIG = "adapter_config.json"
 CAST_ONCE = ("F32", "BF16", "F16", "I64", "I32", "U8", "BOOL")

@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import RunConfig
+from pargo_ds.convert.weight_files import FILE_BYTES
 from pargo_ds.convert.whole_output import check_free_to_write, whole_output
 from pargo_ds.convert.zero.checkpoint_files import open_checkpoint
+from pargo_ds.convert.zero.early_weights import write_weights
+
+if TYPE_CHECKING:  # importing the model takes seconds, in which weights are written already
+    from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
 
 log = logging.getLogger("pargo_ds")
 ADAPTER = "adapter"
@@ -26,7 +33,7 @@ def convert(
     *,
     merge_lora: bool = False,
     dtype: torch.dtype | None = None,
-    file_bytes: int | None = None,
+    file_bytes: int = FILE_BYTES,
     run: RunConfig | None = None,
     force: bool = False,
 ) -> dict[str, int]:
@@ -35,7 +42,7 @@ def convert(
     Args:
         checkpoint: a step folder, a run's folder or its checkpoints/ (then the newest one), or DeepSpeed's own.
         dtype: of the weights; the run's precision when None. fp32 keeps what trained exactly.
-        file_bytes: a new safetensors file begins after so many (default: hf_folder.FILE_BYTES).
+        file_bytes: a new safetensors file begins after so many.
         run: the run file, for DeepSpeed's own checkpoints.
 
     Raises:
@@ -44,17 +51,25 @@ def convert(
     """
     check_free_to_write(out.absolute(), force=force, sources=[checkpoint])
     files = open_checkpoint(checkpoint, run)
-    # Imported while the files are being hashed: transformers and timm take seconds.
-    from pargo_ds.convert.hf_folder import FILE_BYTES, finish_folder, write_hf_weights
-    from pargo_ds.convert.weights import total_bytes
-    from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
+    dtype = dtype or DTYPES[files.run.train.precision]
 
-    source = CheckpointWeights(files, lora="merged" if merge_lora else "apart", dtype=dtype, wait=False)
-    if source.not_verified is not None:
-        log.warning("%s: %s", source.where, source.not_verified)
-    needed = total_bytes(source.specs.values())
-    with whole_output(out, force=force, needed=needed, sources=[source.where, *source.frozen.folders]) as aside:
-        hashes = write_hf_weights(source, aside, file_bytes or FILE_BYTES)
+    def build() -> CheckpointWeights:
+        from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
+
+        source = CheckpointWeights(files, lora="merged" if merge_lora else "apart", dtype=dtype, wait=False)
+        check_free_to_write(out.absolute(), force=force, sources=source.frozen.folders)
+        return source
+
+    with whole_output(out, force=force, sources=[files.where]) as aside:
+        try:
+            source, hashes = write_weights(files, dtype, build, aside, file_bytes)
+        except CheckpointError:
+            files.check()  # that a file was altered says more than what is odd in it
+            raise
+        if source.not_verified is not None:
+            log.warning("%s: %s", source.where, source.not_verified)
+        from pargo_ds.convert.hf_folder import finish_folder
+
         source.write_adapter(aside / ADAPTER)
         source.write_description(aside)
         finish_folder(aside, hashes)
