@@ -8,7 +8,7 @@ checkpoint: its metadata is a pickle, and it cannot express the fragments of ZeR
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -79,7 +79,7 @@ class FragmentFiles:
             raise CheckpointError(f"{self.folder}: no files in {FOLDER}/; the checkpoint is not whole")
         for path in files:
             handle = self._handle(path)
-            for key in handle.keys():  # noqa: SIM118 (safe_open is no dict)  # noqa: SIM118 (safe_open is no dict)
+            for key in handle.keys():  # noqa: SIM118 (safe_open is no dict)
                 kind, start, name = _parse_key(key, path)
                 numel = prod(handle.get_slice(key).get_shape())
                 self._pieces.setdefault((kind, name), []).append(_Piece(start, numel, path, key))
@@ -138,6 +138,12 @@ class FragmentFiles:
     def whole(self, kind: str, name: str) -> torch.Tensor:
         """The whole tensor in its shape."""
         return self.read(kind, name).view(self.shapes[name])
+
+    def pieces(self, kind: str, name: str, size: int) -> Iterator[torch.Tensor]:
+        """The elements of a flattened tensor in order, `size` at a time."""
+        numel = prod(self.shapes[name])
+        for start in range(0, numel, size):
+            yield self.read(kind, name, start, min(start + size, numel))
 
 
 def _parse_key(key: str, path: Path) -> tuple[str, int, str]:

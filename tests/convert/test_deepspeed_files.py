@@ -57,6 +57,10 @@ def check_read(out: Path, case: str, ranks: int) -> None:
     assert others <= set(files.other_tensors) <= others | set(AGAIN)
     assert files.shared["head.weight"] == "embed.weight"
     read = {name: files.whole(WEIGHT, name) for name in files.names()}
+    for name in files.names():
+        pieces = list(files.pieces(WEIGHT, name, 7))
+        assert max(piece.numel() for piece in pieces) <= 7
+        assert torch.equal(torch.cat(pieces), read[name].reshape(-1))
     read |= {name: files.read_other(name) for name in files.other_tensors}
     for name, tensor in read.items():
         true = held[AGAIN.get(name, name)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,21 @@ class DeepSpeedFiles:
 
         Raises CheckpointError when there is no such parameter, or a file that holds a part of it was altered.
         """
-        if kind != WEIGHT:
-            raise CheckpointError(f"{self.where}: {kind} of {name} is not read, only the weights are")
-        return self._found(self._trained, name, "trained parameter").read().float()
+        return self._trained_one(kind, name).read().float()
+
+    def pieces(self, kind: str, name: str, size: int) -> Iterator[torch.Tensor]:
+        """The elements of such a parameter in order, in fp32, at most `size` at a time; not to be changed."""
+        for piece in self._trained_one(kind, name).pieces(size):
+            yield piece.float()
 
     def read_other(self, name: str) -> torch.Tensor:
         """One frozen parameter or buffer in its shape and its own precision. Raises CheckpointError likewise."""
         return self._found(self._others, name, "frozen parameter or buffer").read()
+
+    def _trained_one(self, kind: str, name: str) -> Assembled:
+        if kind != WEIGHT:
+            raise CheckpointError(f"{self.where}: {kind} of {name} is not read, only the weights are")
+        return self._found(self._trained, name, "trained parameter")
 
     def _found(self, among: dict[str, Assembled], name: str, what: str) -> Assembled:
         if name not in among:

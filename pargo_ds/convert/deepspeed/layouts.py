@@ -8,7 +8,7 @@ rank's pieces one behind the other. Source: DeepSpeed 0.19.8, utils/zero_to_fp32
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import ceil, prod
@@ -43,6 +43,11 @@ class Assembled:
         """A new tensor. Raises CheckpointError when a file that holds a slice was altered."""
         parts = [part.tensor.flat(part.start, part.stop) for part in self.slices]
         return torch.cat(parts).view(self.shape) if parts else torch.empty(self.shape, dtype=self.dtype)
+
+    def pieces(self, size: int) -> Iterator[torch.Tensor]:
+        """Its elements in order, 1-D and at most `size` at a time: views of the mapped files. Raises likewise."""
+        for part in self.slices:
+            yield from part.tensor.flat(part.start, part.stop).split(size)
 
 
 def as_saved(tensor: PickledTensor) -> Assembled:

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -38,6 +37,8 @@ class TrainedFiles(Protocol):
     def names(self) -> list[str]: ...
 
     def whole(self, kind: str, name: str) -> torch.Tensor: ...
+
+    def pieces(self, kind: str, name: str, size: int) -> Iterator[torch.Tensor]: ...
 
     def read_other(self, name: str) -> torch.Tensor:
         """A weight or buffer that did not train."""
@@ -81,13 +82,8 @@ class CheckpointFiles:
         return self.trained.read_other(name)
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """The elements of such a tensor in their order, 1-D and PIECE at a time where the files allow it."""
-        if isinstance(self.trained, FragmentFiles):
-            numel = prod(self.shapes[name])
-            for start in range(0, numel, PIECE):
-                yield self.trained.read(WEIGHT, name, start, min(start + PIECE, numel))
-        else:
-            yield from self.read(name).reshape(-1).split(PIECE)
+        """The elements of one that trained, in order and in fp32, 1-D and at most PIECE at a time. Raises likewise."""
+        yield from self.trained.pieces(WEIGHT, name, PIECE)
 
 
 def open_checkpoint(path: Path, run: RunConfig | None = None) -> CheckpointFiles:
