@@ -72,10 +72,10 @@ def step_folder(checkpoints: Path, step: int) -> Path:
 
 
 def hash_file(path: Path) -> str:
-    """xxh3-128 of a file, read in pieces of 8 MiB."""
+    """xxh3-128 of a file, read in pieces of 1 MiB."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(8 << 20):
+        while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
 

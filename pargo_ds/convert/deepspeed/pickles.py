@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+import threading
 import zipfile
 import zlib
 from collections import OrderedDict
@@ -118,6 +119,7 @@ class StatesFile:
         self.path = path
         self._bytes: torch.Tensor | None = None
         self._compared: set[str] = set()
+        self._comparing = threading.Lock()
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
@@ -160,8 +162,9 @@ class StatesFile:
         found = data[start : start + entry.file_size]
         if found.numel() != entry.file_size:
             raise CheckpointError(f"{self.path}: {name} ends beyond the file, which was cut")
-        if name not in self._compared:
-            self._compare(name, found, entry.CRC)
+        with self._comparing:
+            if name not in self._compared:
+                self._compare(name, found, entry.CRC)
         return found
 
     def _compare(self, name: str, data: torch.Tensor, expected: int) -> None:

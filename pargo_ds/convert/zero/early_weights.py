@@ -6,10 +6,8 @@ that names all of the model's tensors needs neither for what trained: these are 
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +38,7 @@ def write_weights(
         with ThreadPoolExecutor(1, "weights") as thread:
             writing = thread.submit(write_hf_weights, early, folder, file_bytes)
             try:
-                with _collection_paused():
-                    source = build()
+                source = build()
                 if source.specs == specs:
                     early.built.set_result(source)
                     return source, writing.result()
@@ -50,8 +47,7 @@ def write_weights(
         for path in folder.iterdir():
             path.unlink()
     else:
-        with _collection_paused():
-            source = build()
+        source = build()
     check_space(folder, total_bytes(source.specs.values()))
     return source, write_hf_weights(source, folder, file_bytes)
 
@@ -89,13 +85,3 @@ class _EarlyWeights:
         """Whoever reads gets CancelledError: at the next piece, or now where it waits for the built source."""
         self._stopped = True
         self.built.cancel()
-
-
-@contextmanager
-def _collection_paused() -> Iterator[None]:
-    """No garbage collection: imports make millions of objects, and looking for cycles takes a fifth of their time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

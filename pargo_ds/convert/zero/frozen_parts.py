@@ -22,7 +22,7 @@ from pargo_ds.training import assembly
 log = logging.getLogger("pargo_ds")
 VISION, BACKBONE = "vision.", "vision.backbone."
 Shapes = Mapping[str, tuple[int, ...]]
-PIECE = 1 << 20
+PIECE = 1 << 15
 """Elements of the embedding measured at a time."""
 
 
