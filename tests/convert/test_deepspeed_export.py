@@ -16,6 +16,8 @@ from pargo_ds.checkpoint.manifest import describe_file, newest, read_manifest
 from pargo_ds.config import parse_config
 from pargo_ds.convert.verify import compare, open_weights
 from pargo_ds.convert.zero import zero_to_hf
+from pargo_ds.convert.zero.checkpoint_files import open_checkpoint
+from pargo_ds.convert.zero.early_weights import early_specs
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 CASES = [
@@ -64,6 +66,9 @@ def test_it_is_the_export_of_our_own_checkpoint(train_plainly, convert, tmp_path
     process = convert("zero-to-hf", plain / "trained", tmp_path / "trained", *by_hand)
     assert process.returncode == 0, process.stderr
     assert compare(open_weights(run), open_weights(plain / "trained", run=settings)).fits()
+    for checkpoint in (run, plain / "all"):  # else what trained would wait until the model is built
+        said = early_specs(open_checkpoint(checkpoint, settings), zero_to_hf.DTYPES[precision])
+        assert said == open_weights(checkpoint, run=settings).specs
     ours = tensors_of(tmp_path / "ours")
     assert any("lora_" in name for name in ours) == (llm["mode"] == "lora")
     for name in ("format 1", "all", "trained"):

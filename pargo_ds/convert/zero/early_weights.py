@@ -31,7 +31,7 @@ def write_weights(
     cannot be read, and what `build` raises. Where the checkpoint does not name all tensors, or others than the source
     does (frozen weights may have been left out when it was saved), all are written once the source is there.
     """
-    specs = _early_specs(files, dtype)
+    specs = early_specs(files, dtype)
     if specs is not None:
         check_space(folder, total_bytes(specs.values()))
         early = _EarlyWeights(files, specs)
@@ -52,7 +52,7 @@ def write_weights(
     return source, write_hf_weights(source, folder, file_bytes)
 
 
-def _early_specs(files: CheckpointFiles, dtype: torch.dtype) -> dict[str, Spec] | None:
+def early_specs(files: CheckpointFiles, dtype: torch.dtype) -> dict[str, Spec] | None:
     """What CheckpointWeights will say of its tensors in `dtype`, those that trained first; None when only it knows."""
     if files.tensors is None:
         return None
