@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ class Manifest:
         """Write manifest.json, down to the disk."""
         body = asdict(self)
         with open(folder / MANIFEST, "w") as file:
-            json.dump(body | {"hash": _hash_of(body)}, file, indent=1)
+            json.dump(body | {"hash": hash_of(body)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
 
@@ -104,12 +105,13 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**raw)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if version > 1 and written != _hash_of(raw):
+    if version > 1 and written != hash_of(raw):
         raise CheckpointError(f"{path} was altered (its own hash does not fit what it says)")
     return manifest
 
 
-def _hash_of(body: dict[str, Any]) -> str:
+def hash_of(body: dict[str, Any]) -> str:
+    """Of a manifest without its own hash."""
     return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
@@ -118,10 +120,15 @@ def verify_files(folder: Path, manifest: Manifest, share: int = 0, shares: int =
 
     Raises CheckpointError naming the first missing, truncated or altered file.
     """
-    for name in sorted(manifest.files)[share::shares]:
-        facts, file = manifest.files[name], (folder / name).resolve()
+    compare_files(folder, {name: manifest.files[name] for name in sorted(manifest.files)[share::shares]})
+
+
+def compare_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare files with what describe_file said of them, by their names in `folder`. Raises CheckpointError."""
+    for name, facts in sorted(files.items()):
+        file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{folder / MANIFEST}: file name {name!r} leaves the checkpoint's folder")
+            raise CheckpointError(f"{folder}: the manifest's file name {name!r} leaves the checkpoint's folder")
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if file.stat().st_size != facts["bytes"]:

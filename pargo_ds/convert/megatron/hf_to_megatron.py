@@ -14,9 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import xxhash
 
-from pargo_ds.checkpoint.manifest import CheckpointError, describe_file
+from pargo_ds.checkpoint.manifest import CheckpointError, describe_file, hash_of
 from pargo_ds.convert.megatron.arguments import gpt_arguments
 from pargo_ds.convert.megatron.layout import Entry, Layout
 from pargo_ds.convert.megatron.torch_dist import FILE_BYTES, Chunk, write_torch_dist
@@ -95,8 +94,3 @@ def write_manifest(folder: Path) -> None:
     files = {path.relative_to(folder).as_posix(): describe_file(path) for path in paths}
     body = {"format": "pargo_ds torch_dist 1", "files": files}
     (folder / MANIFEST).write_text(json.dumps(body | {"hash": hash_of(body)}, indent=1) + "\n")
-
-
-def hash_of(body: dict) -> str:
-    """Of a manifest without its own hash."""
-    return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError, hash_file
+from pargo_ds.checkpoint.manifest import CheckpointError, compare_files, hash_of
 from pargo_ds.convert.hf_folder import HFFolder, copy_description, finish_folder, read_config
-from pargo_ds.convert.megatron.hf_to_megatron import DESCRIPTION, MANIFEST, PREFIX, hash_of
+from pargo_ds.convert.megatron.hf_to_megatron import DESCRIPTION, MANIFEST, PREFIX
 from pargo_ds.convert.megatron.layout import LAYERS, Entry, Layout
 from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
@@ -146,16 +146,7 @@ def verify_manifest(folder: Path) -> None:
         files = dict(body["files"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} was altered: {error}") from error
-    for name, facts in sorted(files.items()):
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{path}: file name {name!r} leaves the checkpoint's folder")
-        if not file.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing")
-        if file.stat().st_size != facts["bytes"]:
-            raise CheckpointError(f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}")
-        if hash_file(file) != facts["xxh3"]:
-            raise CheckpointError(f"{folder}: {name} was altered (its hash differs from {MANIFEST})")
+    compare_files(folder, files)
 
 
 def megatron_to_hf(folder: Path, out: Path, *, base: Path | None = None, force: bool = False) -> int:
