@@ -39,6 +39,9 @@ class WandbRun:
     def __init__(self, run: RunConfig, metrics: Path, first_step: int, total_steps: int) -> None:
         self.run, self.metrics, self.total_steps = run, metrics, total_steps
         self.mode, self.last, self.restarts = mode_of(run), first_step, RESTARTS
+        self.held = 0
+        """The last step that wandb surely has. It may lie behind `first_step`: a rank died before the checkpoint of
+        these steps was whole, and they are trained again."""
         self.wandb: Any = None
         self.id: str | None = None
         if self.mode != "disabled":
@@ -46,8 +49,10 @@ class WandbRun:
             self.wandb = self._start(first_step)
 
     def log(self, step: int, figures: dict[str, Any]) -> None:
-        """Report a step whose line metrics.jsonl already has."""
+        """Report a step whose line metrics.jsonl already has, unless an earlier start did (wandb's steps only grow)."""
         self.last = step
+        if step <= self.held:
+            return
         if self.wandb is not None:
             self._guarded(lambda: self.wandb.log(_numbers(figures), step=step))
         elif self.mode != "disabled" and self.restarts > 0:
@@ -66,7 +71,7 @@ class WandbRun:
     def _finished(self) -> bool:
         if self.wandb is None or not self._guarded(lambda: self.wandb.finish()):
             return False
-        self._note(self.last, None)
+        self._note(max(self.last, self.held), None)
         return True
 
     def _own_id(self) -> str:
@@ -80,7 +85,7 @@ class WandbRun:
         """wandb.init, and the lines that wandb may not have."""
         import wandb
 
-        held = self._held(first_step)
+        self.held = self._held(first_step)
         started = wandb.init(
             project=self.run.reporting.wandb_project,
             name=self.run.name,
@@ -91,15 +96,17 @@ class WandbRun:
             config=self.run.model_dump(mode="json"),
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
-        self._note(held, Path(started.dir).parent.name)
+        self._note(self.held, Path(started.dir).parent.name)
         for step, figures in _lines(self.metrics):
-            if step > held and step >= started.step:  # a server that knows the run tells its next step
+            if step > self.held and step >= started.step:  # a server that knows the run tells its next step
                 started.log(_numbers(figures), step=step)
+        if self.held > first_step:
+            log.info("wandb has the steps up to %d already; those are not reported again", self.held)
         return started
 
     def _held(self, first_step: int) -> int:
-        """The last step that wandb surely has. What a start that was cut off has written offline is set aside, because
-        its steps are reported again."""
+        """The last step that an earlier start has given it. What one that was cut off has written offline is set
+        aside: its steps are reported again."""
         path = self.run.run_dir / STATE
         if not path.is_file():
             return 0 if not any(self.run.run_dir.glob("wandb/*run-*")) else first_step

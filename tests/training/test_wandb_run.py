@@ -72,13 +72,7 @@ def test_each_start_continues_the_same_wandb_run(run):
         report(reporter, *steps)
         reporter.close()
         assert reporter.id == (run.run_dir / "wandb_id").read_text()
-    assert reported(run) == [
-        1,
-        2,
-        3,
-        3,
-        4,
-    ]  # the first start was closed in good order: nothing is known better
+    assert reported(run) == [1, 2, 3, 4]
     assert len({name.rpartition("-")[2] for name in segments(run)}) == 1
 
 
@@ -90,6 +84,15 @@ def test_a_wandb_that_was_ended_is_started_again_and_has_every_step_once(run):
     reporter.close()
     assert reported(run) == [1, 2, 3, 4, 5, 6]
     assert sum(name.startswith("cut-off-") for name in segments(run)) == 1
+
+
+def test_steps_that_are_trained_again_are_reported_once(run):
+    """A rank died while the checkpoint after step 4 was written, and again before the step where it died first."""
+    for first, steps in ((0, (1, 2, 3, 4)), (2, (3,)), (2, (3, 4, 5, 6))):
+        reporter = start(run, first)
+        report(reporter, *steps)
+        reporter.close()
+    assert reported(run) == [1, 2, 3, 4, 5, 6]
 
 
 def test_what_is_missing_after_a_stop_is_made_up_for_by_the_next_start(run):
