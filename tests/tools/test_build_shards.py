@@ -162,6 +162,14 @@ def members(group: int) -> int:
     return found
 
 
+def check_all_ended(group: int) -> None:
+    """Workers notice the end of the tool within a moment."""
+    give_up_at = time.monotonic() + 10
+    while members(group) and time.monotonic() < give_up_at:
+        time.sleep(0.1)
+    assert members(group) == 0, "workers live on without the tool"
+
+
 @pytest.mark.slow
 def test_two_workers_killed_at_random_give_the_same_bytes(main, room: Path) -> None:
     """Five kills of the tool; its workers end with it, and the last start finishes what all have begun."""
@@ -175,10 +183,7 @@ def test_two_workers_killed_at_random_give_the_same_bytes(main, room: Path) -> N
         time.sleep(rng.uniform(0.4, 1) * usual)
         process.kill()
         process.communicate()
-        give_up_at = time.monotonic() + 10
-        while members(process.pid) and time.monotonic() < give_up_at:
-            time.sleep(0.1)
-        assert members(process.pid) == 0, "workers live on without the tool"
+        check_all_ended(process.pid)
     last = run_command(command(room, "killed"))
     assert last.returncode == 0, last.stderr
     assert contents(room / "killed") == contents(room / "whole") == contents(room / "one")
@@ -196,4 +201,4 @@ def test_interrupt_ends_with_one_line_and_keeps_the_work(room: Path) -> None:
     if process.returncode == 130:
         assert said.strip().splitlines()[-1].endswith("the same command goes on")
         assert "Traceback" not in said
-    assert members(process.pid) == 0
+    check_all_ended(process.pid)
