@@ -57,7 +57,7 @@ test: $(READY)  ## fast tests
 test-slow: $(READY) transformers5 runs/parts/.$(KEY)  ## slow tests: real weights, two transformers lines, processes
 	@echo "make test-slow: the slow tests ..."
 	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
-		$(PY) -m pytest -m "slow and not gpu" --timeout 1500 $(ARGS)
+		$(PY) -m pytest -m "slow and not gpu" --timeout 600 $(ARGS)
 
 slurm: $(READY)  ## install a small Slurm for tests/slurm where that is possible (root, apt-get; PARGO_INSTALL_SLURM=no declines)
 	-@$(PY) tests/install_slurm.py

@@ -45,14 +45,16 @@ def write_hf_weights(source: WeightSource, folder: Path, file_bytes: int = FILE_
         files[-1][name] = spec
         filled += spec.bytes
     total = sum(spec.bytes for spec in source.specs.values())
-    weight_map, hashes = {}, {}
+    weight_map, hashes, flushed = {}, {}, []
     # A file goes down to the disk while the next one is written.
     with progress("Hugging Face folder", total) as advance, ThreadPoolExecutor(1) as flusher:
         for number, specs in enumerate(files, start=1):
             name = SINGLE if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
             hashes[name] = write_safetensors(folder / name, specs, source, advance)
-            flusher.submit(flush, folder / name)
+            flushed.append(flusher.submit(flush, folder / name))
             weight_map |= dict.fromkeys(specs, name)
+    for done in flushed:
+        done.result()  # the system tells of a write that failed only once
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -104,5 +104,6 @@ def test_two_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_fifty_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
     kill_and_compare(tiny_run, tmp_path, ranks=2, kills=50, seed=1)
