@@ -32,7 +32,7 @@ from pargo_ds.model.vision import (
     vision_config_from_timm,
     vision_config_from_transformers,
 )
-from pargo_ds.training.engine import computed_buffers_kept, whole_weight, zero_stage
+from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
 
 LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
@@ -153,13 +153,33 @@ def build_model(
     torch.manual_seed(run.seed)  # every rank draws the same projector
     zero3 = settings if settings is not None and zero_stage(settings) == 3 else None
     model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
-    with computed_buffers_kept(model):
-        model.to(dtype_of(run))
+    cast_as_loaded(model, dtype_of(run))
     model.set_attention(**run.attention.model_dump())
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs by rank
     return model
+
+
+def cast_as_loaded(model: ParGoForConditionalGeneration, dtype: torch.dtype) -> None:
+    """Cast a model, in place, to the types that from_pretrained gives an export of it.
+
+    Some buffers are computed in fp32 whatever the weights' type. Rotary frequencies in bf16 would train another model
+    than the exported one: they are 0.44 rad off at position 1,000 (measured).
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            loaded = dict(ParGoForConditionalGeneration(model.config).named_buffers())
+    finally:
+        torch.set_default_dtype(before)
+    computed = {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    model.to(dtype)
+    for name, buffer in computed.items():
+        module, _, key = name.rpartition(".")
+        if name in loaded and loaded[name].dtype != dtype:
+            setattr(model.get_submodule(module), key, buffer.to(loaded[name].dtype))
 
 
 def llm_config(run: RunConfig) -> PretrainedConfig:
