@@ -8,7 +8,9 @@ forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
 import copy
-from dataclasses import dataclass
+import inspect
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
@@ -24,6 +26,7 @@ from .attention import AttentionChoice
 from .attention_table import PARTIAL  # noqa: F401
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
+from .generation_pargo import ParGoGenerationMixin
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
 from .masks import partial_global_mask  # noqa: F401
@@ -38,22 +41,21 @@ from .vision import VisionTower, reset_non_persistent_buffers
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-@dataclass
-class ParGoOutput(ModelOutput):
-    """What `ParGoForConditionalGeneration.forward` returns.
+# transformers 5.24 calls the cache of an LLM `cache`, older ones `past_key_values`: as an argument, and in outputs.
+CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 
-    `logits` is None when labels were given and `logits_to_keep` was not; `num_targets` counts positions in the loss.
+
+@dataclass
+class ParGoOutput(CausalLMOutputWithPast):
+    """What `ParGoForConditionalGeneration.forward` returns: a causal LM's output of the transformers at hand.
+
+    `num_targets` counts positions in the loss; it is there, and `logits` are not, only with `return_logits=False`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     num_targets: torch.Tensor | None = None
 
 
-class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
     """Vision encoder `vision`, partial-global `projector` and causal LM `llm` (state-dict prefixes of the same names).
 
     Prebuilt (pretrained) parts may be given; they are used as they are, never initialised again.
@@ -66,7 +68,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values", "cache"]
 
     def __init__(
         self, config: ParGoConfig, vision: VisionTower | None = None, llm: PreTrainedModel | None = None
@@ -163,11 +165,15 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cu_seqlens: torch.Tensor | None = None,
         max_seqlen: int | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
+        image_mask: torch.Tensor | None = None,
+        return_logits: bool = True,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> ParGoOutput:
-        """Loss over answers, or logits.
+    ) -> ParGoOutput | tuple[Any, ...]:
+        """Logits, and the loss over answers when labels are given.
 
         Args:
             input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
@@ -179,35 +185,73 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (made here when None) and attention_mask must be None.
             max_seqlen: longest sample of the pack; only flash attention asks for it.
             logits_to_keep: last positions (int, 0 = all) or an index tensor along the tokens.
+            past_key_values, cache: keys and values of earlier tokens, by the old and the new name. Of more pictures
+                than the new tokens of one row hold, the last ones are taken.
+            inputs_embeds: `(rows, tokens, llm_dim)` in place of input_ids; merge_pictures makes them.
+            image_mask: `(rows, tokens)` bool, where visual tokens go; None: where the image token is.
+            return_logits: False with labels saves memory: the head runs at target positions only, and logits are None.
+            return_dict: False gives a tuple of what is not None; None: as the configuration says.
             num_items_in_batch: divisor of the summed loss, the targets of the global batch; None: targets seen here.
 
         Raises:
             ValueError: pictures and placeholders do not match, or a packed batch with a mask, a cache or positions that
                 do not restart.
         """
-        kwargs.pop("return_dict", None)
+        past = _one_cache(past_key_values, cache)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if cu_seqlens is not None:
-            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
+            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache)
             use_cache = False  # with a cache transformers would not see the sample boundaries
             kwargs.update(self._varlen_arguments(cu_seqlens, max_seqlen))
-        if inputs_embeds is None:
-            decoding = input_ids.shape[1] == 1 and _cached_length(past_key_values) > 0
-            inputs_embeds = self._embed(input_ids, None if decoding else pixel_values, check=not decoding)
+        if input_ids is not None:
+            input_ids = (
+                input_ids if image_mask is None else input_ids.masked_fill(image_mask, self.config.image_token_id)
+            )
+            inputs_embeds = self._embed_step(input_ids, pixel_values, _cached_length(past))
         elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the pictures belong")
+            is_image = self._image_places(inputs_embeds) if image_mask is None else image_mask
+            self._check_placeholders(int(is_image.sum()), pixel_values.shape[0])
+            inputs_embeds = self._place_pictures(inputs_embeds, is_image, pixel_values)
         llm_inputs = {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache if labels is None else False,
+            _cache_argument(type(self.get_decoder())): past,
+            "use_cache": False if use_cache is None and labels is not None else use_cache,
             **kwargs,
         }
         if labels is None:
-            return self._predict(llm_inputs, 0 if logits_to_keep is None else logits_to_keep)
-        return self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, logits_to_keep)
+            output = self._predict(llm_inputs, logits_to_keep)
+        else:
+            kept = logits_to_keep if return_logits else None
+            output = self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, kept)
+        as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def merge_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+        """Word embeddings with the visual tokens in their places, for `forward` and `generate` as `inputs_embeds`.
+
+        Args:
+            input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
+            pixel_values: `(images, 3, height, width)`, all pictures of all rows in order of appearance.
+
+        Returns `(rows, tokens, llm_dim)`.
+
+        Raises:
+            ValueError: pictures and placeholders do not match.
+        """
+        return self._embed(input_ids, pixel_values, check=True)
+
+    def _embed_step(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, cached: int) -> torch.Tensor:
+        """Embeddings of the tokens after `cached` ones, `(rows, tokens, llm_dim)`."""
+        if cached and input_ids.shape[1] == 1:  # one generated token
+            return self._embed(input_ids, None, check=False)
+        if cached and pixel_values is not None and input_ids.shape[0] == 1:
+            # A conversation goes on: the processor gives all its pictures, the cache has seen the first ones.
+            new = int((input_ids == self.config.image_token_id).sum()) // self.config.visual_tokens
+            pixel_values = pixel_values[-new:] if new else None
+        return self._embed(input_ids, pixel_values, check=True)
 
     def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, check: bool) -> torch.Tensor:
         """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`."""
@@ -222,8 +266,23 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if num_images == 0:
             blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
             return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
+        return self._place_pictures(embeds, is_image, pixel_values)
+
+    def _place_pictures(self, embeds: torch.Tensor, is_image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
+
+    def _image_places(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Where embeddings are that of the image token, `(rows, tokens)` bool: prompt tuning embeds words itself."""
+        token, vocabulary = self.config.image_token_id, self.config.text_config.vocab_size
+        if token >= vocabulary:
+            raise ValueError(
+                f"pixel_values came with inputs_embeds, but the image token {token} lies outside the LLM's vocabulary "
+                f"of {vocabulary}, so its embedding cannot be found there; give image_mask (rows, tokens), or call "
+                f"resize_token_embeddings({token + 1}) first"
+            )
+        wanted = self.get_input_embeddings()(torch.tensor([token], device=embeds.device))
+        return (embeds == wanted.to(embeds.dtype)).all(-1)
 
     def _check_placeholders(self, found: int, num_images: int) -> None:
         per_image = self.config.visual_tokens
@@ -273,7 +332,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
         outputs, logits = self._run_llm(llm_inputs, logits_to_keep)
-        return _output(outputs, logits=self._without_image_token(logits))
+        return _output(outputs, logits=logits)
 
     def _loss(
         self,
@@ -282,7 +341,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None,
         logits_to_keep: int | torch.Tensor | None,
     ) -> ParGoOutput:
-        """Summed cross-entropy over targets / number of targets; logits exist at target positions only."""
+        """Summed cross-entropy over targets / number of targets; without logits_to_keep logits exist at target
+        positions only."""
         wanted = targets != IGNORE_INDEX  # (rows, tokens)
         num_targets = wanted.sum()
         no_target = int(num_targets) == 0
@@ -295,80 +355,23 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             outputs, everywhere = self._run_llm(llm_inputs, 0)  # (rows, tokens, vocabulary)
             logits = everywhere[wanted]
-            kept_logits = self._without_image_token(everywhere[:, _positions(logits_to_keep)])
+            kept_logits = everywhere[:, _positions(logits_to_keep)]
         if no_target:
             loss = 0 * logits.float().sum()
         else:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             total = F.cross_entropy(logits, targets[wanted], reduction="sum")
             loss = total / (num_targets if num_items_in_batch is None else num_items_in_batch)
-        return _output(outputs, loss=loss, logits=kept_logits, num_targets=num_targets)
-
-    def _without_image_token(self, logits: torch.Tensor) -> torch.Tensor:
-        """-inf for the image token, columns added when it lies outside the vocabulary.
-
-        So it is never generated, and processors that index logits by prompt ids (repetition penalty) stay in range.
-        """
-        image_token, vocabulary = self.config.image_token_id, logits.shape[-1]
-        if image_token >= vocabulary:
-            return F.pad(logits, (0, image_token + 1 - vocabulary), value=float("-inf"))
-        return logits.index_fill(-1, torch.tensor(image_token, device=logits.device), float("-inf"))
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
-        pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Inputs of one generation step; pictures go in with the tokens that stand for them, once."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if pixel_values is not None:
-            step_ids = inputs.get("input_ids")
-            prefill = _cached_length(past_key_values) == 0
-            # A conversation may go on from a cache with a new picture in its later turn.
-            later = not prefill and step_ids is not None and step_ids.shape[1] > 1
-            if prefill or (later and bool((step_ids == self.config.image_token_id).any())):
-                inputs["pixel_values"] = pixel_values
-        return inputs
-
-    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' beam search, which reads the width of the logits from the configuration."""
-        text_config = self.config.get_text_config()
-        vocabulary = text_config.vocab_size
-        text_config.vocab_size = max(vocabulary, self.config.image_token_id + 1)  # as _without_image_token pads
-        try:
-            return super()._beam_search(*args, **kwargs)
-        finally:
-            text_config.vocab_size = vocabulary
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeat rows for beams and return sequences; a row's pictures are repeated as one block."""
-        pixels = kwargs.pop("pixel_values", None)
-        if pixels is not None and expand_size > 1 and input_ids is not None:
-            per_row = (input_ids == self.config.image_token_id).sum(1) // self.config.visual_tokens
-            blocks = pixels.split(per_row.tolist())
-            pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
-        )
-        if pixels is not None:
-            kwargs["pixel_values"] = pixels
-        return input_ids, kwargs
+        counted = num_targets if logits_to_keep is None else None
+        return _output(outputs, loss=loss, logits=kept_logits, num_targets=counted)
 
 
 def _output(outputs: ModelOutput, **fields: Any) -> ParGoOutput:
     """Our output with the LLM's cache, hidden states and attentions."""
     return ParGoOutput(
-        past_key_values=outputs.past_key_values,
         hidden_states=getattr(outputs, "hidden_states", None),
         attentions=getattr(outputs, "attentions", None),
+        **{CACHE: getattr(outputs, CACHE, None)},
         **fields,
     )
 
@@ -379,6 +382,19 @@ def _positions(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
 
 def _cached_length(past_key_values: Cache | None) -> int:
     return 0 if past_key_values is None else int(past_key_values.get_seq_length())
+
+
+def _one_cache(old: Cache | None, new: Cache | None) -> Cache | None:
+    if old is not None and new is not None and old is not new:
+        raise ValueError("past_key_values and cache are two names of one argument, and two objects came; give one")
+    return old if new is None else new
+
+
+@lru_cache(maxsize=8)
+def _cache_argument(llm: type[nn.Module]) -> str:
+    """What this LLM calls its cache: remote code may use another word than the transformers at hand."""
+    arguments = inspect.signature(llm.forward).parameters
+    return next((name for name in (CACHE, "past_key_values", "cache") if name in arguments), CACHE)
 
 
 def _float_dtype(module: nn.Module) -> torch.dtype:
