@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
+
+from .outputs_pargo import cached_length
 
 
 class ParGoGenerationMixin(GenerationMixin):
@@ -90,7 +91,7 @@ class ParGoGenerationMixin(GenerationMixin):
         step_ids = step_ids.masked_fill(step_ids == image_token, 0)
         start = input_ids.shape[1] - step_ids.shape[1]
         if input_ids.shape[1] < image_mask.shape[1]:  # a chunk of the prompt
-            start += _cached_length(kwargs.get("cache", kwargs.get("past_key_values")))
+            start += cached_length(kwargs.get("cache", kwargs.get("past_key_values")))
         if start < image_mask.shape[1]:
             here = image_mask[:, start : start + step_ids.shape[1]]
             here = F.pad(here, (0, step_ids.shape[1] - here.shape[1]))
@@ -181,10 +182,6 @@ class _PromptAsAsked(BaseStreamer):
 
     def end(self) -> None:
         self.streamer.end()
-
-
-def _cached_length(cache: Cache | None) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
 
 
 def _with_stand_ins(ids: torch.Tensor, image_mask: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

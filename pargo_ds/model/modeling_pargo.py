@@ -8,9 +8,6 @@ forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
 import copy
-import inspect
-from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,18 +15,19 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
 from .attention import AttentionChoice
 from .attention_table import PARTIAL  # noqa: F401
+from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
 from .generation_pargo import ParGoGenerationMixin
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
 from .masks import partial_global_mask  # noqa: F401
+from .outputs_pargo import ParGoOutput, cache_argument, cached_length, one_cache, output_of
 from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import LLMAttention, packed_positions, packed_row, use_packed_attention
 from .partial_backends import BACKENDS  # noqa: F401
@@ -41,20 +39,6 @@ from .vision import VisionTower, reset_non_persistent_buffers
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-# transformers 5.24 calls the cache of an LLM `cache`, older ones `past_key_values`: as an argument, and in outputs.
-CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
-
-
-@dataclass
-class ParGoOutput(CausalLMOutputWithPast):
-    """What `ParGoForConditionalGeneration.forward` returns: a causal LM's output of the transformers at hand.
-
-    `num_targets` counts positions in the loss; it is there, and `logits` are not, only with `return_logits=False`.
-    """
-
-    num_targets: torch.Tensor | None = None
-
-
 class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
     """Vision encoder `vision`, partial-global `projector` and causal LM `llm` (state-dict prefixes of the same names).
 
@@ -62,6 +46,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
     """
 
     config_class = ParGoConfig
+    base_model_prefix = "llm"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -138,6 +123,21 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
     def get_decoder(self) -> nn.Module:
         return self.llm.get_decoder()
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The LLM without its head, by the name that other vision-language models have for it."""
+        return self.get_decoder()
+
+    @property
+    def base_model(self) -> ParGoBackbone:
+        """The whole model without the LLM's head, to be called."""
+        return ParGoBackbone(self)
+
+    @property
+    def model(self) -> ParGoBackbone:
+        """What transformers 4's vision-language models call `base_model`."""
+        return ParGoBackbone(self)
+
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
@@ -197,30 +197,10 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             ValueError: pictures and placeholders do not match, or a packed batch with a mask, a cache or positions that
                 do not restart.
         """
-        past = _one_cache(past_key_values, cache)
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if cu_seqlens is not None:
-            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache)
-            use_cache = False  # with a cache transformers would not see the sample boundaries
-            kwargs.update(self._varlen_arguments(cu_seqlens, max_seqlen))
-        if input_ids is not None:
-            input_ids = (
-                input_ids if image_mask is None else input_ids.masked_fill(image_mask, self.config.image_token_id)
-            )
-            inputs_embeds = self._embed_step(input_ids, pixel_values, _cached_length(past))
-        elif pixel_values is not None:
-            is_image = self._image_places(inputs_embeds) if image_mask is None else image_mask
-            self._check_placeholders(int(is_image.sum()), pixel_values.shape[0])
-            inputs_embeds = self._place_pictures(inputs_embeds, is_image, pixel_values)
-        llm_inputs = {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            _cache_argument(type(self.get_decoder())): past,
-            "use_cache": False if use_cache is None and labels is not None else use_cache,
-            **kwargs,
-        }
+        llm_inputs = self._llm_inputs(
+            input_ids, attention_mask, position_ids, one_cache(past_key_values, cache), inputs_embeds, pixel_values,
+            cu_seqlens, max_seqlen, False if use_cache is None and labels is not None else use_cache, image_mask,
+        ) | kwargs  # fmt: skip
         if labels is None:
             output = self._predict(llm_inputs, logits_to_keep)
         else:
@@ -228,6 +208,44 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             output = self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, kept)
         as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
+
+    def _llm_inputs(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        max_seqlen: int | None,
+        use_cache: bool | None,
+        image_mask: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        """Keyword arguments of the LLM, for those of `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        varlen: dict[str, Any] = {}
+        if cu_seqlens is not None:
+            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache)
+            use_cache = False  # with a cache transformers would not see the sample boundaries
+            varlen = self._varlen_arguments(cu_seqlens, max_seqlen)
+        if input_ids is not None:
+            if image_mask is not None:
+                input_ids = input_ids.masked_fill(image_mask, self.config.image_token_id)
+            inputs_embeds = self._embed_step(input_ids, pixel_values, cached_length(past))
+        elif pixel_values is not None:
+            is_image = self._image_places(inputs_embeds) if image_mask is None else image_mask
+            self._check_placeholders(int(is_image.sum()), pixel_values.shape[0])
+            inputs_embeds = self._place_pictures(inputs_embeds, is_image, pixel_values)
+        return {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            cache_argument(type(self.get_decoder())): past,
+            "use_cache": use_cache,
+            **varlen,
+        }
 
     def merge_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
         """Word embeddings with the visual tokens in their places, for `forward` and `generate` as `inputs_embeds`.
@@ -332,7 +350,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
 
     def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
         outputs, logits = self._run_llm(llm_inputs, logits_to_keep)
-        return _output(outputs, logits=logits)
+        return output_of(outputs, logits=logits)
 
     def _loss(
         self,
@@ -363,38 +381,11 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             total = F.cross_entropy(logits, targets[wanted], reduction="sum")
             loss = total / (num_targets if num_items_in_batch is None else num_items_in_batch)
         counted = num_targets if logits_to_keep is None else None
-        return _output(outputs, loss=loss, logits=kept_logits, num_targets=counted)
-
-
-def _output(outputs: ModelOutput, **fields: Any) -> ParGoOutput:
-    """Our output with the LLM's cache, hidden states and attentions."""
-    return ParGoOutput(
-        hidden_states=getattr(outputs, "hidden_states", None),
-        attentions=getattr(outputs, "attentions", None),
-        **{CACHE: getattr(outputs, CACHE, None)},
-        **fields,
-    )
+        return output_of(outputs, loss=loss, logits=kept_logits, num_targets=counted)
 
 
 def _positions(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
     return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-
-
-def _cached_length(past_key_values: Cache | None) -> int:
-    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
-
-
-def _one_cache(old: Cache | None, new: Cache | None) -> Cache | None:
-    if old is not None and new is not None and old is not new:
-        raise ValueError("past_key_values and cache are two names of one argument, and two objects came; give one")
-    return old if new is None else new
-
-
-@lru_cache(maxsize=8)
-def _cache_argument(llm: type[nn.Module]) -> str:
-    """What this LLM calls its cache: remote code may use another word than the transformers at hand."""
-    arguments = inspect.signature(llm.forward).parameters
-    return next((name for name in (CACHE, "past_key_values", "cache") if name in arguments), CACHE)
 
 
 def _float_dtype(module: nn.Module) -> torch.dtype:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, WatermarkingConfig
 from transformers.generation import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
@@ -178,7 +178,7 @@ PROCESSORS = {
     "forced end": {"forced_eos_token_id": 1},
     "typical": {"do_sample": True, "typical_p": 0.5},
     "min p": {"do_sample": True, "min_p": 0.1},
-    "watermark": {"do_sample": True, "watermarking_config": {"bias": 2.5}},
+    "watermark": {"do_sample": True, "watermarking_config": WatermarkingConfig(bias=2.5)},
 }
 
 
