@@ -41,6 +41,8 @@ class ParGoGenerationMixin(GenerationMixin):
             generation_config = self._without_image_token(generation_config, kwargs)
         if inputs is None:
             inputs = kwargs.pop("input_ids", None)
+        if inputs is None and kwargs.get("inputs_embeds") is not None and kwargs.get("pixel_values") is not None:
+            kwargs.setdefault("image_mask", self._image_places(kwargs["inputs_embeds"]))
         if inputs is None or "image_mask" in kwargs:  # a draft for another model's generate has its ids prepared
             return super().generate(inputs, generation_config, *args, **kwargs)
         kwargs["image_mask"] = inputs == self.config.image_token_id

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
@@ -148,10 +149,17 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         settings = {"use_reentrant": False} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
         super().gradient_checkpointing_enable(settings, **kwargs)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`."""
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool = False
+    ) -> torch.Tensor | BaseModelOutputWithPooling:
+        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`.
+
+        return_dict: an output as transformers 5 has it for other models, the visual tokens as `pooler_output`, the
+        encoder's features `(images, patches, vision_dim)` as `last_hidden_state`.
+        """
         features = self.vision(pixel_values)
-        return self.projector(features.to(_float_dtype(self.projector)))
+        tokens = self.projector(features.to(_float_dtype(self.projector)))
+        return BaseModelOutputWithPooling(features, tokens) if return_dict else tokens
 
     def forward(
         self,

@@ -3,6 +3,9 @@
 `transformers_tests(version)` is a folder for PYTHONPATH; in it lies the package `transformers_tests`, whose modules are
 those of transformers' `tests` folder (`from transformers_tests.test_modeling_common import ModelTesterMixin`).
 Downloaded once, by pip and with a pinned hash, into `.transformers_tests`, which git ignores.
+
+The distributions lack tests/generation. Whoever has a checkout may put its tests/generation/test_utils.py in the place
+of the stand-in; the tests of generation then run with the others.
 """
 
 from __future__ import annotations
