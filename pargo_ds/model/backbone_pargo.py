@@ -8,7 +8,6 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 from .outputs_pargo import one_cache
-from .packed_attention import packed_row
 
 
 class ParGoBackbone:
@@ -41,8 +40,7 @@ class ParGoBackbone:
             input_ids, attention_mask, position_ids, one_cache(past_key_values, cache), inputs_embeds, pixel_values,
             cu_seqlens, max_seqlen, use_cache, image_mask,
         )  # fmt: skip
-        with packed_row("pargo_llm" in llm_inputs):
-            return whole.get_decoder()(**llm_inputs, **kwargs)
+        return whole._decode(llm_inputs | kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)

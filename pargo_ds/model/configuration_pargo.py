@@ -1,5 +1,6 @@
 """Configurations of a ParGo model: vision encoder, projector and language model under one roof."""
 
+import copy
 import warnings
 from typing import Any
 
@@ -226,7 +227,8 @@ def _as_config(value: PretrainedConfig | dict[str, Any] | None, cls: type[Pretra
 
 def _as_text_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
     if isinstance(value, PretrainedConfig):
-        return value
+        # Often an LLM's own, and transformers resets the attention implementation of a sub-configuration.
+        return copy.deepcopy(value)
     if value is None:
         return AutoConfig.for_model("llama")
     if not value.get("model_type"):

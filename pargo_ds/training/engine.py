@@ -116,6 +116,17 @@ def whole_weight(weight: torch.nn.Parameter) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """In here a change of the whole module's dtype leaves its buffers as they are."""
+    kept = [
+        (module, name, buffer) for module in model.modules() for name, buffer in module.named_buffers(recurse=False)
+    ]
+    yield
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.to(getattr(module, name).device))
+
+
 def make_optimizer(groups: list[dict], run: RunConfig, settings: dict[str, Any]) -> torch.optim.Optimizer:
     """AdamW; DeepSpeed's CPU Adam where the states are offloaded from a GPU."""
     options = {"betas": run.train.betas, "eps": run.train.eps}
@@ -131,5 +142,6 @@ def build_engine(model: nn.Module, run: RunConfig, settings: dict[str, Any]) -> 
     import deepspeed
 
     optimizer = make_optimizer(parameter_groups(model, run), run, settings)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
+    with buffers_kept(model):  # in bf16 runs DeepSpeed casts the whole module
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
     return engine
