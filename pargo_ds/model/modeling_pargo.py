@@ -7,7 +7,6 @@ Sizes come from the configuration and every part is called as a module, so that 
 forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from .attention import AttentionChoice
 from .attention_table import PARTIAL  # noqa: F401
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
+from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
 from .masks import partial_global_mask  # noqa: F401
@@ -86,7 +86,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.llm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         else:
             self.llm = llm
-            self.generation_config = copy.deepcopy(llm.generation_config)
+            self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]

@@ -25,6 +25,7 @@ from pargo_ds.convert.zero.lora_adapter import LoraAdapter
 from pargo_ds.convert.zero.model_card import NOT_VERIFIED, model_card
 from pargo_ds.convert.zero.skeleton import build_skeleton
 from pargo_ds.model import ParGoProcessor
+from pargo_ds.model.generation_settings import taken_over
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
 
@@ -180,7 +181,7 @@ class CheckpointWeights(WeightSource):
         return self._processor
 
     def write_description(self, folder: Path) -> None:
-        config, generation = self.model.config, self.model.generation_config
+        config, generation = self.model.config, taken_over(self.model.generation_config)
         config.architectures = [type(self.model).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
         # Answers end with the prompt's end-of-turn token, whatever the LLM's own file says.
