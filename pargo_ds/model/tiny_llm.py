@@ -1,0 +1,222 @@
+"""A small copy of any causal LM's configuration: the same kind of layers, each of them tiny.
+
+What depends on lengths (sliding windows, chunks, the number of positions) shrinks with it, so that
+samples of a dozen tokens meet in the copy what samples of thousands meet in the original.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from transformers import PretrainedConfig
+
+WIDTH = 32
+HEADS = 4
+HEAD_DIM = 8
+VOCABULARY = 97
+LENGTHS = (6, 1, 9, 12)
+"""Tokens of the samples that a tiny copy is asked with; limits of the copy lie below the longest."""
+SHORT_WINDOW, SHORT_POSITIONS, UNREACHED = 4, 8, 64
+"""What a limit becomes that the run's samples exceed, a window or a number of positions, or do not."""
+
+WINDOWS = (
+    "sliding_window|sliding_window_size|attention_window_size|attention_chunk_size|window_size"
+    "|local_attention|local_attention_window_len|keep_window_size|index_topk"
+)
+POSITIONS = (
+    "max_position_embeddings|original_max_position_embeddings|n_positions|n_ctx|max_seq_len"
+    "|max_positions|max_target_positions|model_max_length|context_length"
+)
+LAYERS = (
+    "num_hidden_layers|n_layers?|num_layers|num_blocks|decoder_layers|num_decoder_layers"
+    "|encoder_layers|num_encoder_layers"
+)
+NOT_COPIED = (
+    "model_type", "architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "quantization_config", "auto_map", "attn_implementation", "_attn_implementation",
+    "_attn_implementation_internal", "_attn_implementation_autoset", "pruned_heads",
+)  # fmt: skip
+
+# First match wins; the values belong together: heads * head_dim = width, ssm heads * their
+# head_dim = 2 * width (state-space layers are twice as wide in every published family).
+SIZES: tuple[tuple[str, Callable[[int], int]], ...] = (
+    ("mamba_d_ssm|attention_hidden_size", lambda n: 2 * WIDTH),
+    ("(mamba_)?n_heads_ssm|mamba_n_heads|n_mamba_heads|mamba_num_heads", lambda n: 2 * HEADS),
+    ("attention_head_dim|qk_head_dim", lambda n: 2 * HEAD_DIM),
+    ("linear_num_(key|value)_heads|linear_num_heads|index_n_heads", lambda n: HEADS),
+    (
+        "(.*_)?num_(attention|heads)_?(heads)?|n_heads?|(encoder|decoder)_attention_heads"
+        "|attention_heads|num_(encoder|decoder)_attention_heads|num_query_groups",
+        lambda n: HEADS,
+    ),
+    ("(.*_)?head_dim(_.*)?|kv_channels|dim_head|d_head|mamba_(d_head|headdim)|attention_head_size",
+     lambda n: HEAD_DIM),
+    ("rotary_dim", lambda n: HEAD_DIM // 2),
+    (".*(moe|expert|shared)\\w*(intermediate|ffn_hidden)_size", lambda n: min(n, 16)),
+    (".*(intermediate_size|ffn_dim|hidden_dim|ffn_hidden_size)(_mlp)?|n_inner|dff|dim_ff|d_inner"
+     "|feed_forward_size|nffn_hidden_size", lambda n: 48),
+    ("(num|n)_shared_experts|moe_num_shared_experts|zero_expert_num", lambda n: min(n, 1)),
+    ("(num|n|moe_num)_?(routed_|local_)?experts", lambda n: min(n, 4)),
+    (".*experts_per_tok(en)?|moe_k|moe_topk|moe_top_k", lambda n: min(n, 2)),
+    ("n_group|topk_group|num_expert_group|(mamba_)?n_groups|mamba_ngroups|o_groups", lambda n: 1),
+    (".*(_rank|dt_rank)", lambda n: min(n, HEAD_DIM)),
+    ("(.*_)?(state_size|d_state|chunk_size|block_size)", lambda n: min(n, 8)),
+    ("hidden_size_per_layer_input", lambda n: HEAD_DIM),
+    ("(.*_)?(hidden_size|n_embd|d_model|emb_dim|embedding_dim|d_embed|embedding_size"
+     "|embed_proj_dim|embed_dim|lru_width)", lambda n: WIDTH),
+)  # fmt: skip
+
+
+def tiny_config(
+    config: PretrainedConfig, *, longest: int | None = None, vocab_size: int | None = None
+) -> PretrainedConfig:
+    """Copy a causal LM's configuration with a width of 32 and as few layers as show every kind.
+
+    Args:
+        config: any causal LM's configuration; it is not changed.
+        longest: tokens of the longest sample that will be asked. Windows and numbers of positions
+            that it exceeds stay below the longest of LENGTHS in the copy, others above. None:
+            every limit is exceeded.
+        vocab_size: of the copy; None: VOCABULARY, with control tokens among its first ids.
+
+    Raises:
+        ValueError, TypeError or another error of the family's configuration: it accepts no such
+            copy.
+    """
+    body = config.to_dict()
+    layers = _size(config, body, "num_hidden_layers")
+    shrink = _Shrinking(
+        layers=(layers, _kept_layers(body, layers)),
+        heads=_size(config, body, "num_attention_heads"),
+        longest=longest,
+        vocabulary=vocab_size or VOCABULARY,
+        keep_ids=vocab_size is not None,
+    )
+    return type(config)(**shrink.section(body))
+
+
+def exceeded_limits(config: PretrainedConfig, longest: int) -> tuple[tuple[str, int], ...]:
+    """The lengths named in a configuration (windows, positions) that a sample of `longest` tokens
+    exceeds, as sorted (name, tokens)."""
+    found = set()
+
+    def look(section: dict[str, Any]) -> None:
+        for key, value in section.items():
+            if isinstance(value, dict):
+                look(value)
+            elif _is_limit(key) and _is_size(value) and value < longest:
+                found.add((key, value))
+
+    look(config.to_dict())
+    return tuple(sorted(found))
+
+
+class _Shrinking:
+    def __init__(
+        self,
+        layers: tuple[int | None, int],
+        heads: int | None,
+        longest: int | None,
+        vocabulary: int,
+        keep_ids: bool,
+    ) -> None:
+        self.all_layers, self.layers = layers
+        self.heads = heads
+        self.longest = longest
+        self.vocabulary = vocabulary
+        self.keep_ids = keep_ids
+
+    def section(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A configuration's dict, or one of the dicts inside it."""
+        copied = {key: value for key, value in body.items() if key not in NOT_COPIED}
+        small = {key: self.entry(key, value) for key, value in copied.items()}
+        if "expand" in body and "num_heads" in body:  # Mamba 2 counts state-space heads so
+            small["num_heads"] = 2 * HEADS
+        if "use_mamba_kernels" in body:  # they exist for CUDA only
+            small["use_mamba_kernels"] = False
+        return small
+
+    def entry(self, key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            if value and all(str(place).isdigit() for place in value):  # Gemma 4: by layer
+                value = {k: v for k, v in value.items() if int(k) < self.layers}
+            # A configuration inside the configuration (DBRX) refuses the general fields.
+            general = PretrainedConfig().to_dict() if "return_dict" in value else {}
+            return self.section({k: v for k, v in value.items() if k not in general})
+        if isinstance(value, (list, tuple)):
+            return self.sequence(key, list(value))
+        if not _is_size(value) or value < 1:
+            return value
+        return self.number(key, value)
+
+    def number(self, key: str, value: int) -> int:
+        if key.endswith("_token_id"):
+            return value if self.keep_ids and value < self.vocabulary else value % 3
+        if "vocab_size" in key:
+            return self.vocabulary
+        if re.fullmatch(LAYERS, key):
+            return min(value, self.layers)
+        if _is_limit(key):
+            return self.limit(key, value)
+        if re.fullmatch("(.*_)?(num_key_value_heads|num_kv_heads|kv_n_heads)", key):
+            return min(value, HEADS // 2 if value != self.heads else HEADS)
+        for pattern, size in SIZES:
+            if re.fullmatch(pattern, key):
+                return size(value)
+        return value
+
+    def limit(self, key: str, value: int) -> int:
+        if self.longest is not None and self.longest <= value:
+            return UNREACHED
+        return SHORT_WINDOW if re.fullmatch(WINDOWS, key) else SHORT_POSITIONS
+
+    def sequence(self, key: str, value: list) -> list:
+        if key.endswith(("short_factor", "long_factor")):
+            return value[: HEAD_DIM // 2]
+        if key == "attention_types":  # GPT-Neo: [[kinds, how often], ...]
+            return [[kinds, self.layers // len(kinds)] for kinds, _ in value[:1]]
+        if _are_places(key, value):
+            return [place for place in value if place < self.layers]
+        if self.all_layers and len(value) == self.all_layers > 1:
+            value = value[: self.layers]
+        if key.endswith("_token_id"):
+            return [self.number(key, item) for item in value]
+        return [self.entry(key, item) if not isinstance(item, list) else item for item in value]
+
+
+def _kept_layers(body: dict[str, Any], layers: int | None) -> int:
+    """How many of the first layers show every kind of layer, at least four."""
+    if layers is None:
+        return 4
+    needed = 4
+    for key, value in body.items():
+        if _are_places(key, value):
+            needed = max(needed, 1 + value[0])
+        elif isinstance(value, list) and len(value) == layers > 1:
+            needed = max(needed, 1 + max(value.index(kind) for kind in value))
+        elif re.search("period|interval|every_n|step$|pattern|dense_replace", key):
+            needed = max(needed, value) if _is_size(value) else needed
+    if body.get("use_sliding_window") and _is_size(body.get("max_window_layers")):
+        needed = max(needed, body["max_window_layers"] + 1)
+    return min(layers, needed)
+
+
+def _are_places(key: str, value: Any) -> bool:
+    """Whether a list holds numbers of layers, in rising order."""
+    if not isinstance(value, list) or not re.search("layer|indices|idxs", key) or not value:
+        return False
+    return all(map(_is_size, value)) and value == sorted(set(value)) and len(value) > 1
+
+
+def _size(config: PretrainedConfig, body: dict[str, Any], name: str) -> int | None:
+    """A number by its general name; families have names of their own for it."""
+    value = body.get(config.attribute_map.get(name, name))
+    return value if _is_size(value) else None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_limit(key: str) -> bool:
+    return re.fullmatch(f"{WINDOWS}|{POSITIONS}", key) is not None
