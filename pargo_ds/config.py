@@ -89,7 +89,7 @@ class AttentionSection(Section):
     """Partial tokens among themselves."""
     provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4", "emulated"] = "auto"
     """Where FlashAttention comes from; emulated: in plain torch, for tests."""
-    llm: Literal["auto", "varlen", "sdpa"] = "auto"
+    llm: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
     """Packed sequences in the LLM."""
 
 

@@ -206,7 +206,9 @@ def train_on(
         store.check_resumable(manifest, folder, stage=stage, fingerprint=fingerprint)
     log.info("%s\n%s", f"run {run.name}: {distributed.world_size()} ranks on {device.type}", format_table(table))
 
-    loader, held_out = assembly.build_loaders(run, processor)
+    packing = model.packing(run.batch.tokens_per_pack)
+    log.info("packed samples: %s (%s)", packing.road, packing.reason)
+    loader, held_out = assembly.build_loaders(run, processor, packing)
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))
     flops = assembly.flop_model(model)
     engine = build_engine(model, run, settings)

@@ -30,6 +30,7 @@ def held_out_batches(
     world_size: int,
     cache_dir: str | Path,
     run_name: str = "",
+    padded_rows: bool = False,
 ) -> list[Batch]:
     """This rank's share of at most `packs` packs of a held-out folder, in stored order; the same samples in every run.
 
@@ -38,7 +39,9 @@ def held_out_batches(
     """
     alone = data.model_copy(update={"train": [StreamSection(path=str(path))], "canonical_nodes": 1})
     one_by_one = batch.model_copy(update={"packs_per_step": 1})
-    mixture = open_mixture(alone, one_by_one, processor, seed=0, cache_dir=cache_dir, run_name=run_name)
+    mixture = open_mixture(
+        alone, one_by_one, processor, seed=0, cache_dir=cache_dir, run_name=run_name, padded_rows=padded_rows
+    )
     (stream,) = mixture.streams
     if stream.skipped:
         log.info("%s: left out %d conversations that do not fit into a pack", path, stream.skipped)

@@ -54,6 +54,7 @@ class PackLoader:
     All ranks construct it together, with the same arguments but `rank`. `nodes` are machines with as many ranks each,
     in the order of ranks; each reads the parts of its canonical nodes. `workers` (default: data.workers) are processes
     per rank; 0 reads in this process. The stream of steps is the same for any number of ranks, nodes and workers.
+    `padded_rows` says that the LLM pads the samples of a pack to rows of equal length, so that packs are planned for it.
 
     Raises:
         ValueError: no shard folder, a malformed sample (its id and the reason), packs_per_step not divisible
@@ -75,6 +76,7 @@ class PackLoader:
         cache_dir: str | Path,
         run_name: str = "",
         workers: int | None = None,
+        padded_rows: bool = False,
     ) -> None:
         if batch.packs_per_step % world_size:
             raise ValueError(
@@ -87,7 +89,9 @@ class PackLoader:
         self._micro_batches = batch.packs_per_step // world_size
         self._workers = data.workers if workers is None else workers
         self._cache_dir = Path(cache_dir)
-        self._mixture = open_mixture(data, batch, processor, seed=seed, cache_dir=cache_dir, run_name=run_name)
+        self._mixture = open_mixture(
+            data, batch, processor, seed=seed, cache_dir=cache_dir, run_name=run_name, padded_rows=padded_rows
+        )
         self.skipped = self._mixture.skipped
         self._fingerprint = self._mixture.fingerprint(processor)
         self._reader = SampleReader(self._mixture.folders, data.cache_limit)

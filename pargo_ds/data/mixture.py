@@ -38,9 +38,11 @@ class Stream:
 class Mixture:
     """Streams whose items are numbered one stream after another."""
 
-    def __init__(self, streams: list[Stream], data: DataSection, batch: BatchSection, seed: int) -> None:
+    def __init__(
+        self, streams: list[Stream], data: DataSection, batch: BatchSection, seed: int, padded_rows: bool = False
+    ) -> None:
         self.streams, self.data, self.seed = streams, data, seed
-        self.budget = Budget(**batch.model_dump())
+        self.budget = Budget(**batch.model_dump(), padded_rows=padded_rows)
         self.offsets = np.cumsum([0, *(len(stream.lengths) for stream in streams)])
         """(streams + 1,) number of each stream's first item."""
         self.folders = list({stream.folder.local: stream.folder for stream in streams}.values())
@@ -124,9 +126,18 @@ class Mixture:
 
 
 def open_mixture(
-    data: DataSection, batch: BatchSection, processor: Any, *, seed: int, cache_dir: str | Path, run_name: str = ""
+    data: DataSection,
+    batch: BatchSection,
+    processor: Any,
+    *,
+    seed: int,
+    cache_dir: str | Path,
+    run_name: str = "",
+    padded_rows: bool = False,
 ) -> Mixture:
     """Open the streams of data.train and load their lengths; all ranks call it together.
+
+    `padded_rows`: the LLM pads the samples of a pack to rows of equal length, and packs are planned for it.
 
     Raises as `open_folder`, `load_lengths` and `within_budget`.
     """
@@ -137,4 +148,4 @@ def open_mixture(
         measured = load_lengths(folder, texts, processor, cache_dir)
         lengths, skipped = within_budget(measured, batch, texts, folder)
         streams.append(Stream(section=section, folder=folder, data=texts, lengths=lengths, skipped=skipped))
-    return Mixture(streams, data, batch, seed)
+    return Mixture(streams, data, batch, seed, padded_rows)

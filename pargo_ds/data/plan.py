@@ -47,6 +47,8 @@ class Budget:
     tokens_per_pack: int
     pictures_per_pack: int
     packs_per_step: int
+    padded_rows: bool = False
+    """The LLM gets each item of a pack as a row of its own, padded to the longest: padding counts as tokens."""
 
 
 class Position(NamedTuple):
@@ -163,7 +165,8 @@ class Plan:
         for order, cuts in zip(self.orders, self.cuts, strict=True):
             items = order[cuts[window] : cuts[window + 1]]
             item_tokens, item_pictures = self.lookup(items)
-            chosen = best_fit_decreasing(item_tokens, item_pictures, self.budget)
+            pack_up = like_lengths_together if self.budget.padded_rows else best_fit_decreasing
+            chosen = pack_up(item_tokens, item_pictures, self.budget)
             packs.append([items[pack] for pack in chosen])
             pictures.append([int(item_pictures[pack].sum()) for pack in chosen])
         return packs, pictures
@@ -226,6 +229,25 @@ def best_fit_decreasing(tokens: NDArray[np.int64], pictures: NDArray[np.int64], 
         packs[pack].append(item)
         free_pictures[pack] -= shown
         insort(open_packs if free_pictures[pack] else text_only_packs, (free - need, pack))
+    return packs
+
+
+def like_lengths_together(tokens: NDArray[np.int64], pictures: NDArray[np.int64], budget: Budget) -> list[list[int]]:
+    """Pack all items so that items times the longest of them stay within the token budget: by falling length, a new
+    pack whenever the next item does not fit.
+
+    Tokens [6, 3, 5, 2], no pictures, budget 12 -> [[0, 2], [1, 3]].
+    """
+    packs: list[list[int]] = []
+    longest, free_pictures = 0, 0
+    for item in np.argsort(-tokens, kind="stable").tolist():
+        shown = int(pictures[item])
+        full = not packs or (len(packs[-1]) + 1) * longest > budget.tokens_per_pack
+        if full or shown > free_pictures:
+            packs.append([])
+            longest, free_pictures = int(tokens[item]), budget.pictures_per_pack
+        packs[-1].append(item)
+        free_pictures -= shown
     return packs
 
 

@@ -22,7 +22,7 @@ from .partial_backends import BACKENDS
 
 PARTIAL_BACKENDS = ("auto", *BACKENDS)
 CASCADE_BACKENDS = ("auto", "flash", "dense")
-LLM_BACKENDS = ("auto", "varlen", "sdpa")
+LLM_BACKENDS = ("auto", "varlen", "sdpa", "eager")
 
 log = logging.getLogger("pargo_ds")
 
@@ -35,7 +35,7 @@ class AttentionChoice:
         partial: auto | fused | flash_window | flash_varlen | dense: partial tokens and their patches.
         cascade: auto | flash | dense: partial tokens among themselves.
         provider: auto | torch | flash_attn_2 | flash_attn_3 | flash_attn_4 | emulated: FlashAttention's source.
-        llm: auto | varlen | sdpa: packed sequences in the LLM.
+        llm: auto | varlen | sdpa | eager: packed sequences in the LLM.
 
     Raises:
         ValueError: a word that is not in these lists.

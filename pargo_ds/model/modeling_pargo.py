@@ -26,16 +26,15 @@ from .flash import check_installed
 from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
+from .llm import embedding_scale, final_logits, run_llm, run_packed_llm
 from .masks import partial_global_mask  # noqa: F401
 from .packed_attention import NAME as PACKED_ATTENTION
-from .packed_attention import LLMAttention, packed_positions, packed_row, use_packed_attention
+from .packed_attention import LLMAttention, packed_positions, use_packed_attention
+from .packing import Packing, prove_packing
 from .partial_backends import BACKENDS  # noqa: F401
 from .projector_pargo import build_projector
+from .tiny_llm import tiny_config  # noqa: F401
 from .vision import VisionTower, reset_non_persistent_buffers
-
-# A config with one of these changes its logits after lm_head (Gemma, Cohere, Granite, Falcon-H1), so the LLM's own
-# forward must compute them.
-LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
 @dataclass
@@ -89,6 +88,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
+        self._packings: dict[int, Packing] = {}
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
 
@@ -190,8 +190,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if cu_seqlens is not None:
             position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
-            use_cache = False  # with a cache transformers would not see the sample boundaries
-            kwargs.update(self._varlen_arguments(cu_seqlens, max_seqlen))
+            use_cache = None  # with a cache transformers would not see the sample boundaries
+            kwargs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         if inputs_embeds is None:
             decoding = input_ids.shape[1] == 1 and _cached_length(past_key_values) > 0
             inputs_embeds = self._embed(input_ids, None if decoding else pixel_values, check=not decoding)
@@ -223,6 +223,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
             blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
             return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
         tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
+        tokens = tokens * torch.tensor(embedding_scale(self.llm), dtype=tokens.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
 
     def _check_placeholders(self, found: int, num_images: int) -> None:
@@ -234,23 +235,20 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 "the text, and the processor's visual_tokens must equal the model's"
             )
 
-    def _varlen_arguments(self, cu_seqlens: torch.Tensor, max_seqlen: int | None) -> dict[str, Any]:
-        # Other attention implementations find the boundaries in position_ids.
-        implementation = str(self.llm.config._attn_implementation)
-        if "flash" not in implementation and implementation != PACKED_ATTENTION:
-            return {}
-        longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-        ours = implementation == PACKED_ATTENTION
-        chosen = {"pargo_llm": LLMAttention(self.attention.llm, self.attention.provider)} if ours else {}
-        return chosen | {
-            "cu_seq_lens_q": cu_seqlens,
-            "cu_seq_lens_k": cu_seqlens,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
+    def packing(self, longest: int) -> Packing:
+        """The exact road of packed rows whose longest sample has `longest` tokens (packing.py).
 
-    def _changes_logits(self) -> bool:
-        return any(getattr(self.llm.config, name, None) is not None for name in LOGIT_CHANGES)
+        Raises:
+            PackingError: there is none for this LLM.
+        """
+        # What was proven with long samples in the pack holds for packs without them.
+        for proven in sorted(self._packings):
+            if longest <= proven:
+                return self._packings[proven]
+        implementation = self.llm.config._attn_implementation
+        found = prove_packing(self.config.text_config, longest, implementation=implementation)
+        self._packings[longest] = found
+        return found
 
     def _run_llm(self, llm_inputs: dict[str, Any], kept: int | torch.Tensor) -> tuple[ModelOutput, torch.Tensor]:
         """LLM outputs, and logits where they are wanted and nowhere else.
@@ -258,18 +256,24 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         `kept`: the last positions (int, 0 = all) or an index tensor -> logits `(rows, kept, vocabulary)`; or a
         bool mask `(rows, tokens)` -> `(marked positions, vocabulary)`.
         """
-        by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
-        if self._changes_logits():
-            columns = kept.any(0).nonzero().flatten() if by_mask else kept
-            with packed_row("pargo_llm" in llm_inputs):
-                outputs = self.llm(**llm_inputs, logits_to_keep=columns)
-            return outputs, outputs.logits[kept[:, columns]] if by_mask else outputs.logits
-        with packed_row("pargo_llm" in llm_inputs):
-            outputs = self.get_decoder()(**llm_inputs)
+        cu_seqlens, max_seqlen = llm_inputs.pop("cu_seqlens", None), llm_inputs.pop("max_seqlen", None)
+        if cu_seqlens is None:
+            outputs = run_llm(self.llm, **llm_inputs)
+        else:
+            longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+            outputs = run_packed_llm(
+                self.llm,
+                cu_seqlens=cu_seqlens,
+                longest=longest,
+                road=self.packing(longest).road,
+                attention=LLMAttention(self.attention.llm, self.attention.provider),
+                **llm_inputs,
+            )
         hidden = outputs.last_hidden_state
+        by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
         # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).
         rows = hidden[kept] if by_mask else hidden[:, _positions(kept)]
-        return outputs, self.get_output_embeddings()(rows)
+        return outputs, final_logits(self.llm, rows)
 
     def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
         outputs, logits = self._run_llm(llm_inputs, logits_to_keep)
@@ -366,7 +370,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
 def _output(outputs: ModelOutput, **fields: Any) -> ParGoOutput:
     """Our output with the LLM's cache, hidden states and attentions."""
     return ParGoOutput(
-        past_key_values=outputs.past_key_values,
+        past_key_values=getattr(outputs, "past_key_values", None),
         hidden_states=getattr(outputs, "hidden_states", None),
         attentions=getattr(outputs, "attentions", None),
         **fields,

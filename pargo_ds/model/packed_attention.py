@@ -6,9 +6,11 @@ has a mask: FlashAttention over cu_seqlens (`varlen`), or one causal SDPA call p
 (generation, unpacked batches) it is transformers' SDPA itself, padding mask included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +29,7 @@ _inside_packed_row: ContextVar[bool] = ContextVar("pargo_packed_row", default=Fa
 
 
 class LLMAttention(NamedTuple):
-    """Road of packed rows: llm auto | varlen | sdpa, and FlashAttention's provider."""
+    """Road of packed rows: llm auto | varlen | sdpa | eager, and FlashAttention's provider."""
 
     llm: str = "auto"
     provider: str = "auto"
@@ -84,10 +86,15 @@ def packed_attention_forward(
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     pargo_llm: LLMAttention | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """query `(rows, heads, tokens, head_dim)`, key and value with their own number of heads -> `(rows, tokens, heads,
     head_dim)`; `cu_seq_lens_q` `(samples + 1,)` marks one packed row.
+
+    Scores may be capped (`softcap`, Gemma 2) and have a sink per head (`s_aux` `(heads,)`, gpt-oss): both are computed
+    as transformers' eager attention does, which SDPA would leave out in silence.
 
     Raises:
         ValueError: a packed row whose boundaries did not arrive, or boundaries with several rows.
@@ -96,9 +103,11 @@ def packed_attention_forward(
         if _inside_packed_row.get():
             raise ValueError(
                 f"{type(module).__name__} got a packed row without cu_seq_lens_q: this LLM does not hand keyword "
-                "arguments on to its attention, and samples would see each other. Load the LLM with "
-                "attn_implementation eager"
+                "arguments on to its attention, and samples would see each other"
             )
+        if softcap is not None or s_aux is not None:
+            out = _eager(query, key, value, attention_mask, scaling, dropout, softcap, s_aux)
+            return out.transpose(1, 2).contiguous(), None
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -106,7 +115,7 @@ def packed_attention_forward(
         raise ValueError(f"cu_seq_lens_q marks samples of one packed row, found {query.shape[0]} rows")
     choice = LLMAttention() if pargo_llm is None else pargo_llm
     window = kwargs.get("sliding_window")
-    road = _road(choice, query, dropout)
+    road = _road(choice, query, dropout, changed=softcap is not None or s_aux is not None)
     if road == "varlen":
         ends = cu_seq_lens_q.to(torch.int32)
         longest = int(ends.diff().max()) if max_length_q is None else max_length_q
@@ -116,14 +125,24 @@ def packed_attention_forward(
             *flat, ends, ends, longest, longest, window=(left, 0), causal=True, scale=scaling, provider=choice.provider
         )
         return out.unsqueeze(0), None
-    return _sample_by_sample(query, key, value, cu_seq_lens_q.tolist(), window, dropout, scaling), None
+    one_sample = partial(_sdpa, dropout=dropout, scaling=scaling)
+    if road == "eager":
+        one_sample = partial(_eager, dropout=dropout, scaling=scaling, softcap=softcap, sinks=s_aux)
+    return _sample_by_sample(query, key, value, cu_seq_lens_q.tolist(), window, one_sample), None
 
 
-def _road(choice: LLMAttention, query: torch.Tensor, dropout: float) -> str:
-    """varlen or sdpa; logged once with its reason."""
+def _road(choice: LLMAttention, query: torch.Tensor, dropout: float, changed: bool) -> str:
+    """varlen, sdpa or eager; logged once with its reason. `changed`: scores are capped or have sinks."""
     device = query.device
+    if changed and choice.llm in ("varlen", "sdpa"):
+        raise ValueError(
+            f"attention.llm: {choice.llm} cannot compute this LLM, whose attention caps its scores or has sinks; "
+            "set it to auto or eager"
+        )
     if choice.llm != "auto":
         road, reason = choice.llm, "asked for"
+    elif changed:
+        road, reason = "eager", "its scores are capped or have sinks"
     elif dropout > 0 or not runs_on_gpu(query, choice.provider):
         shown = f"{query.dtype}, head_dim {query.shape[-1]}, dropout {dropout}"
         road, reason = "sdpa", f"no FlashAttention here for {shown} on {device.type}"
@@ -144,39 +163,81 @@ def _sample_by_sample(
     value: torch.Tensor,
     bounds: list[int],
     window: int | None,
-    dropout: float,
-    scaling: float | None,
+    one_sample: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor],
 ) -> torch.Tensor:
-    """One causal SDPA call per sample -> `(1, tokens, heads, head_dim)`; a sample longer than a sliding window gets
-    the window as a mask of its own."""
+    """One causal call per sample -> `(1, tokens, heads, head_dim)`; a sample longer than a sliding window gets the
+    window as a mask of its own."""
     outputs = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         length, mask = end - start, None
         if window is not None and length > window:
             mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-        outputs.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                attn_mask=mask,
-                dropout_p=dropout,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        )
+        outputs.append(one_sample(query[:, :, start:end], key[:, :, start:end], value[:, :, start:end], mask))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
 
+def _sdpa(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+) -> torch.Tensor:
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _eager(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention written out -> `(rows, heads, tokens, head_dim)`. `mask`: True where a key is seen, or numbers to
+    add; None is causal, or everything for a single query."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if mask is None and query.shape[2] > 1:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        # The smallest number and not -inf: a padding row that sees nothing must not become NaN.
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        column = sinks.reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        scores = torch.cat([scores, column.to(scores.dtype)], dim=-1)
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    weights = weights[..., : key.shape[2]].to(query.dtype)  # what goes to the sink is lost
+    return F.dropout(weights, dropout) @ value
+
+
 def use_packed_attention(llm: PreTrainedModel) -> None:
-    """Switch an LLM that would use SDPA to `pargo_packed`; others keep what they have.
+    """Switch an LLM to `pargo_packed` that would use SDPA, or has no other than eager attention (gpt-oss); what was
+    chosen otherwise is kept.
 
     An LLM whose layers see chunks (Llama 4) keeps SDPA: only its mask knows them.
     """
     chunked = getattr(llm.config, "attention_chunk_size", None) is not None
-    plain = llm.config._attn_implementation == "sdpa" and getattr(llm, "_supports_attention_backend", False)
-    if plain and not chunked:
+    implementation = llm.config._attn_implementation
+    by_default = implementation == "sdpa" or (implementation == "eager" and not llm._supports_sdpa)
+    if by_default and getattr(llm, "_supports_attention_backend", False) and not chunked:
         llm.set_attn_implementation(NAME)
 
 

@@ -100,11 +100,11 @@ def exceeded_limits(config: PretrainedConfig, longest: int) -> tuple[tuple[str, 
     exceeds, as sorted (name, tokens)."""
     found = set()
 
-    def look(section: dict[str, Any]) -> None:
+    def look(section: dict) -> None:
         for key, value in section.items():
             if isinstance(value, dict):
                 look(value)
-            elif _is_limit(key) and _is_size(value) and value < longest:
+            elif _is_limit(str(key)) and _is_size(value) and value < longest:
                 found.add((key, value))
 
     look(config.to_dict())

@@ -25,13 +25,14 @@ from pargo_ds.batch import Batch
 from pargo_ds.checkpoint.folder_hashes import check_hashes
 from pargo_ds.config import ConfigError, RunConfig
 from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor, ParGoVisionConfig
+from pargo_ds.model.packing import Packing, PackingError, prove_packing
 from pargo_ds.model.vision import (
     VisionTower,
     load_pretrained_vision,
     vision_config_from_timm,
     vision_config_from_transformers,
 )
-from pargo_ds.training.engine import whole_weight, zero_stage
+from pargo_ds.training.engine import computed_buffers_kept, whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
 
 LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
@@ -148,15 +149,41 @@ def build_model(
 
     Raises ConfigError when weights and run file do not belong together.
     """
+    prove_llm(run, llm_config(run))  # before weights are loaded, which may take long
     torch.manual_seed(run.seed)  # every rank draws the same projector
     zero3 = settings if settings is not None and zero_stage(settings) == 3 else None
     model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
-    model.to(dtype_of(run))
+    with computed_buffers_kept(model):
+        model.to(dtype_of(run))
     model.set_attention(**run.attention.model_dump())
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs by rank
     return model
+
+
+def llm_config(run: RunConfig) -> PretrainedConfig:
+    """The configuration of the LLM that the run will train or read, from wherever its weights come."""
+    if run.start_from is not None:
+        return ParGoConfig.from_pretrained(run.start_from).text_config
+    return text_config(run, offline=False)
+
+
+def prove_llm(run: RunConfig, config: PretrainedConfig) -> Packing:
+    """How packed samples stay apart in this LLM, computed on a tiny copy of it.
+
+    Raises ConfigError when they cannot, or when a frozen LLM would not compute as in inference.
+    """
+    try:
+        packing = prove_packing(config, run.batch.tokens_per_pack)
+    except PackingError as error:
+        raise ConfigError(f"llm.name: {run.llm.name}: {error}") from error
+    if run.train.llm.mode == "frozen" and packing.noise is not None:
+        raise ConfigError(
+            f"train.llm.mode: {run.llm.name} ({config.model_type}) cannot be frozen: while training it computes "
+            f"something else than in inference, even without dropout ({packing.noise})"
+        )
+    return packing
 
 
 @contextmanager
@@ -298,8 +325,8 @@ def flop_model(model: ParGoForConditionalGeneration) -> FlopModel:
 # Data
 
 
-def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[Batch]]:
-    """The training loader and this rank's held-out packs."""
+def build_loaders(run: RunConfig, processor: ParGoProcessor, packing: Packing) -> tuple[Any, list[Batch]]:
+    """The training loader and this rank's held-out packs, planned for the LLM's road of packed rows."""
     from pargo_ds.data.held_out import held_out_batches
     from pargo_ds.data.loader import PackLoader
 
@@ -311,6 +338,7 @@ def build_loaders(run: RunConfig, processor: ParGoProcessor) -> tuple[Any, list[
         "world_size": distributed.world_size(),
         "cache_dir": run.run_dir / "cache",
         "run_name": run.name,
+        "padded_rows": packing.road == "rows",
     }
     loader = PackLoader(seed=run.seed, nodes=num_nodes(), workers=run.data.workers, **options)
     held_out = held_out_batches(run.data.held_out, packs=run.held_out.packs, **options) if run.data.held_out else []

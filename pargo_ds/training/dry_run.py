@@ -7,7 +7,7 @@ from collections.abc import Callable
 import yaml
 
 from pargo_ds.config import RunConfig
-from pargo_ds.training.assembly import build_meta_model
+from pargo_ds.training.assembly import build_meta_model, prove_llm
 from pargo_ds.training.engine import deepspeed_settings, zero_stage
 from pargo_ds.training.freezing import PartCount, apply_freezing, format_table
 from pargo_ds.training.meters import FlopModel
@@ -24,6 +24,7 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
     settings = deepspeed_settings(run, world_size)
     model = build_meta_model(run)
     rows = apply_freezing(model, run.train)
+    packing = prove_llm(run, model.config.text_config)
     flops = FlopModel.of(model, run.vision.image_size)
     sections = [
         "# resolved run",
@@ -32,6 +33,7 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
         format_table(rows),
         "\n# batch",
         batch_arithmetic(run, world_size, accumulation),
+        f"samples of a pack stay apart on the road '{packing.road}' ({packing.reason}), by a tiny copy of the LLM",
         "\n# model states per rank (weights, gradients, fp32 copies and Adam moments; activations come on top)",
         state_memory(rows, zero_stage(settings), world_size, run.train.precision),
         "\n# forward arithmetic",

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from pargo_ds.config import PARTS, PartSection, TrainSection
+from pargo_ds.model.llm import switch_off_noise
 
 LINEAR = (nn.Linear, Conv1D)
 """Conv1D is GPT-2's linear layer."""
@@ -34,13 +35,18 @@ def numel(parameter: torch.Tensor) -> int:
 
 
 def apply_freezing(model: nn.Module, train: TrainSection) -> list[PartCount]:
-    """Set requires_grad part by part (adding LoRA to the llm where asked) and return the freeze table."""
+    """Set requires_grad part by part (adding LoRA to the llm where asked) and return the freeze table.
+
+    A frozen part computes as in inference: its dropout is off, whatever its published configuration says.
+    """
     if train.llm.mode == "lora":
         add_lora(model.llm, train.llm)
     for part in PARTS:
         mode = getattr(train, part).mode
         for name, parameter in getattr(model, part).named_parameters():
             parameter.requires_grad_(is_trained(part, name, mode))
+        if mode == "frozen":
+            switch_off_noise(getattr(model, part))
     return freeze_table(model, train)
 
 

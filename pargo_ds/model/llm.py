@@ -1,0 +1,135 @@
+"""The causal LM as ParGo uses it: embeddings in, hidden states and logits out, on one of two roads
+for a row of several samples.
+
+`packed`: one row; the attention keeps to the samples (packed_attention.py, or transformers' own
+mask from position ids). `rows`: each sample becomes a padded row of its own, for language models
+whose layers mix tokens by other means than attention. Which of them is exact for the LLM at hand
+is computed by packing.py.
+
+Axis legend: embeddings and hidden states are `(rows, tokens, width)`; cu_seqlens `(samples + 1,)`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .packed_attention import NAME as PACKED_ATTENTION
+from .packed_attention import LLMAttention, packed_row
+
+ROADS = ("packed", "rows")
+
+LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma 2
+    "logits_soft_cap": lambda logits, cap: torch.tanh(logits / cap) * cap,  # RecurrentGemma
+    "output_logit_soft_cap": lambda logits, cap: torch.tanh(logits / cap) * cap,  # xLSTM
+    "logit_scale": lambda logits, scale: logits * scale,  # Cohere
+    "logits_scaling": lambda logits, scale: logits / scale,  # Granite
+    "lm_head_multiplier": lambda logits, scale: logits * scale,  # Falcon-H1
+}
+"""What families do to the logits after the head, by the name in their configuration. A family that
+does anything else is found by the probe of packing.py and refused."""
+
+
+def switch_off_noise(part: nn.Module) -> None:
+    """Set dropout, layer drop and router jitter of all modules of a part to zero, in place.
+
+    eval() would do it too, but gradient checkpoints of transformers work in training mode only.
+    """
+    for module in part.modules():
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(module).items()):
+            noisy = "drop" in name or "jitter" in name or (is_dropout and name == "p")
+            if isinstance(value, float) and noisy:
+                setattr(module, name, 0.0)
+
+
+def decoder_of(llm: PreTrainedModel) -> nn.Module:
+    """The LLM without its head; it returns `last_hidden_state`."""
+    # Each of them gives the whole LLM, head included, in some families that never defined it.
+    found = (llm.base_model, llm.get_decoder(), getattr(llm, "model", llm))
+    return next((decoder for decoder in found if decoder is not llm), llm)
+
+
+def embedding_scale(llm: PreTrainedModel) -> float:
+    """The factor that the embedding layer itself puts on its rows, 1.0 in most families.
+
+    Who applies Gemma's sqrt(hidden_size) differs between versions of transformers: the decoder
+    (4.57), or the embedding layer (5). Visual tokens are in the units of the embedding's rows and
+    take this factor too, so that a model means the same in both.
+    """
+    embedding = llm.get_input_embeddings()
+    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
+    return float(scale)
+
+
+def final_logits(llm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Hidden states `(..., width)` -> logits `(..., vocabulary)` as the LLM's own forward gives."""
+    logits = llm.get_output_embeddings()(hidden)
+    for name, change in LOGIT_CHANGES.items():
+        value = getattr(llm.config, name, None)
+        if value is not None:
+            logits = change(logits, value)
+    return logits
+
+
+def run_llm(llm: PreTrainedModel, inputs_embeds: torch.Tensor, **inputs: Any) -> ModelOutput:
+    """The decoder's output for unpacked rows; `inputs` that are None are not handed on, because
+    some families do not know them."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    return decoder_of(llm)(inputs_embeds=inputs_embeds, **given)
+
+
+def run_packed_llm(
+    llm: PreTrainedModel,
+    inputs_embeds: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int,
+    road: str,
+    attention: LLMAttention,
+    **inputs: Any,
+) -> ModelOutput:
+    """The decoder's output for one packed row `(1, tokens, width)`, hidden states in its order.
+
+    Args:
+        longest: tokens of the longest sample, as cu_seqlens has it.
+        road: packed | rows.
+        attention: how `pargo_packed` computes; other attention implementations ignore it.
+        inputs: position_ids and what else the decoder takes; on `rows` each sample starts at
+            position 0 anyway, so position_ids are left out there.
+    """
+    inputs["use_cache"] = False
+    if road == "rows":
+        inputs.pop("position_ids", None)
+        return _run_rows(llm, inputs_embeds, cu_seqlens, longest, inputs)
+    implementation = str(llm.config._attn_implementation)
+    if implementation == PACKED_ATTENTION:
+        inputs["pargo_llm"] = attention
+    if implementation == PACKED_ATTENTION or "flash" in implementation:
+        # Other implementations find the boundaries in position_ids.
+        inputs |= {"cu_seq_lens_q": cu_seqlens, "cu_seq_lens_k": cu_seqlens}
+        inputs |= {"max_length_q": longest, "max_length_k": longest}
+    with packed_row(implementation == PACKED_ATTENTION):
+        return run_llm(llm, inputs_embeds, **inputs)
+
+
+def _run_rows(
+    llm: PreTrainedModel,
+    inputs_embeds: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    longest: int,
+    inputs: dict[str, Any],
+) -> ModelOutput:
+    lengths = cu_seqlens.diff().long()
+    samples = torch.arange(lengths.numel(), device=lengths.device)
+    row = samples.repeat_interleave(lengths)  # (tokens,)
+    place = torch.arange(row.numel(), device=row.device) - cu_seqlens[:-1].long()[row]
+    # Padding stands behind the tokens of its row, so a causal model needs no mask for it.
+    padded = inputs_embeds.new_zeros(lengths.numel(), longest, inputs_embeds.shape[-1])
+    padded = padded.index_put((row, place), inputs_embeds[0])
+    hidden = run_llm(llm, padded, **inputs).last_hidden_state
+    return BaseModelOutput(last_hidden_state=hidden[row, place].unsqueeze(0))
