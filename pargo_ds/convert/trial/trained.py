@@ -21,9 +21,9 @@ from pargo_ds.training.freezing import apply_freezing
 def trained_model(run: RunConfig, processor: ParGoProcessor) -> nn.Module:
     """The model of a run as training builds it, in evaluation mode; what trains has left its first values far behind.
 
-    Raises ConfigError, ValueError: as assembly and freezing do.
+    Its numbers fit the run's precision, so that no export has to round them. Raises as assembly and freezing do.
     """
-    model = assembly.build_model(run, processor, settings=None)
+    model = assembly.load_model(run, processor, None)
     apply_freezing(model, run.train)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -32,14 +32,15 @@ def trained_model(run: RunConfig, processor: ParGoProcessor) -> nn.Module:
 
 
 def moved(values: torch.Tensor) -> torch.Tensor:
-    """Other values of the size that trained ones have, in fp32 as the optimizer holds them; bf16 could not."""
+    """Other values of the size that trained ones have."""
     noise = torch.randn(values.shape)
-    return noise * values.shape[-1] ** -0.5 if values.ndim > 1 else values.float() + 0.1 * noise
+    new = noise * values.shape[-1] ** -0.5 if values.ndim > 1 else values.float() + 0.1 * noise
+    return new.to(values.dtype)
 
 
 def write_checkpoint(run: RunConfig, model: nn.Module, folder: Path) -> Path:
     """What the run would save after its first step, on one rank."""
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
     (folder / FOLDER).mkdir(parents=True)
     pieces = [Fragment(name=n, start=0, kinds={WEIGHT: values.reshape(-1)}) for n, values in trained.items()]
     file = folder / fragment_file(0)

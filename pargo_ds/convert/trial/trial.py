@@ -53,14 +53,17 @@ def try_export(run: RunConfig, processor: ParGoProcessor) -> str:
             model = trained_model(small, processor)
             checkpoint = write_checkpoint(small, model, folder / "step_00000001")
             asked = question(processor)
-            expected = logits_of(model.float(), asked)
+        with _step("exporting it"):
+            zero_to_hf.convert(checkpoint, folder / "export")
+        with _step("using its export"):
+            check_processor(folder / "export", processor)
+            use(folder / "export", model, asked)
         lora = run.train.llm.mode == "lora"
-        for merged in (False, True) if lora else (False,):
-            out = folder / ("merged" if merged else "export")
-            with _step("exporting it" + " with LoRA merged" * merged):
-                zero_to_hf.convert(checkpoint, out, merge_lora=merged, dtype=torch.float32)
-            with _step("using its export" + " with LoRA merged" * merged):
-                use(out, asked, expected, processor)
+        if lora:
+            with _step("merging its LoRA"):
+                zero_to_hf.convert(checkpoint, folder / "merged", merge_lora=True, dtype=torch.float32)
+                apart = reloaded(folder / "export", torch.float32)
+                compare_logits(reloaded(folder / "merged", torch.float32), apart, asked)
     ways = "with LoRA apart and merged, " if lora else ""
     return f"export tried in {time.perf_counter() - started:.1f} s: a tiny model of this kind {ways}reloaded and asked"
 
@@ -95,37 +98,66 @@ def is_here(name: str, revision: str | None, file: str) -> bool:
         return False
 
 
-def use(folder: Path, asked: BatchFeature, expected: torch.Tensor, processor: ParGoProcessor) -> None:
-    """Load an exported folder as its users do, and ask it. Raises ValueError where it is not the model that trained."""
-    found = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-    if found.fingerprint() != processor.fingerprint():
+def check_processor(folder: Path, processor: ParGoProcessor) -> None:
+    """ValueError unless the exported processor does what the run's does."""
+    if AutoProcessor.from_pretrained(folder, trust_remote_code=False).fingerprint() != processor.fingerprint():
         raise ValueError("the saved processor gives other ids or pixels than the run's")
+
+
+def use(folder: Path, trained: nn.Module, asked: BatchFeature) -> None:
+    """Load an exported folder as its users do, and ask it. Raises ValueError unless it is the model that trained."""
+    model = reloaded(folder, "auto")
+    compare_values(model, trained)
+    # Both from the run's precision, in which a CPU need not know all operations.
+    compare_logits(model.float(), trained.float(), asked)
+    model.generation_config.cache_implementation = None  # some need a GPU, which this machine need not have
+    model.generate(**asked, max_new_tokens=NEW_TOKENS)
+
+
+def reloaded(folder: Path, dtype: torch.dtype | str) -> nn.Module:
+    """An exported model in evaluation mode, with the adapter beside it, where there is one. ValueError: keys differ."""
     model, info = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype="auto", trust_remote_code=False, output_loading_info=True
+        folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
     )
     if faults := {kind: sorted(map(str, keys))[:3] for kind, keys in info.items() if keys}:
-        raise ValueError(f"weights do not fit: {faults}")
-    model.eval()
+        raise ValueError(f"its weights do not fit: {faults}")
     if (folder / zero_to_hf.ADAPTER).is_dir():
         from peft import PeftModel
 
-        PeftModel.from_pretrained(model.llm, folder / zero_to_hf.ADAPTER)
-    compare(logits_of(model, asked), expected)
-    # Caches that the settings may ask for can need a GPU, which this machine need not have.
-    tokens = model.generate(**asked, max_new_tokens=NEW_TOKENS, cache_implementation="dynamic")
-    found.batch_decode(tokens[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
+        PeftModel.from_pretrained(model.llm, folder / zero_to_hf.ADAPTER)  # puts LoRA into model.llm
+    return model.eval()
 
 
-def compare(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """ValueError unless both are the same logits but for rounding."""
+def compare_values(model: nn.Module, trained: nn.Module) -> None:
+    """ValueError unless parameters and buffers, saved ones and others, are the same, bit for bit."""
+    found, expected = tensors_of(model), tensors_of(trained)
+    differing = sorted(found.keys() ^ expected.keys())
+    for name in found.keys() & expected.keys():
+        one, other = found[name], expected[name]
+        if one.shape != other.shape or not torch.equal(one.to(torch.float64), other.to(torch.float64)):
+            differing.append(f"{name} ({one.dtype} {list(one.shape)}, {other.dtype} {list(other.shape)} in training)")
+    if differing:
+        shown = ", ".join(differing[:3])
+        raise ValueError(f"it differs from the model that trained in {shown} ({len(differing)} in all)")
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers."""
+    return {n: t.detach() for n, t in (*model.named_parameters(), *model.named_buffers()) if not t.is_complex()}
+
+
+def compare_logits(model: nn.Module, other: nn.Module, asked: BatchFeature) -> None:
+    """ValueError unless both give the same logits but for rounding."""
+    with torch.no_grad():
+        found, expected = model(**asked).logits, other(**asked).logits
     if found.shape != expected.shape:
-        raise ValueError(f"logits of shape {list(found.shape)} instead of {list(expected.shape)}")
+        raise ValueError(f"its logits have shape {list(found.shape)} instead of {list(expected.shape)}")
     known = torch.isfinite(expected)  # the image token's column is -inf
     scale = float(expected[known].abs().max())
     difference = float((found[known] - expected[known]).abs().max())
     if not difference <= TOLERANCE * scale:
         raise ValueError(
-            f"its logits differ by {difference:.2g} from those of the model that trained (up to {scale:.2g})"
+            f"its logits differ by {difference:.2g} from those of the model that trained, which go up to {scale:.2g}"
         )
 
 
@@ -136,11 +168,6 @@ def question(processor: ParGoProcessor) -> BatchFeature:
     return processor.apply_chat_template(
         turns, images=picture, add_generation_prompt=True, tokenize=True, return_tensors="pt"
     )
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, asked: BatchFeature) -> torch.Tensor:
-    return model(**asked).logits
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def tiny_vision(config: ParGoVisionConfig, folder: Path) -> tuple[ParGoVisionCon
 
 def write_llm(config: PretrainedConfig, run: RunConfig, processor: ParGoProcessor, folder: Path) -> None:
     """An LLM as the hub holds it, with the run's tokenizer and the settings that its LLM brings."""
-    llm = AutoModelForCausalLM.from_config(config, dtype=assembly.dtype_of(run))
+    llm = AutoModelForCausalLM.from_config(config).to(assembly.dtype_of(run))
     stir(llm)
     llm.generation_config = GenerationConfig()
     llm.save_pretrained(folder)
