@@ -62,24 +62,27 @@ def add_lora(llm: nn.Module, section: PartSection) -> None:
     dtype for all that trains (peft's usual fp32 adapters fail beside bf16 weights)."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    lora = section.lora
-    targets = lora.targets
-    if targets == "all-linear":
-        head = llm.get_output_embeddings()
-        targets = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, LINEAR) and m is not head}
-        )
+    lora, linears = section.lora, all_linear(llm)
+    targets = linears if lora.targets == "all-linear" else lora.targets
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
         inject_adapter_in_model(config, llm)
     except ValueError as error:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, LINEAR)})
         raise ValueError(f"train.llm.lora.targets {targets}: {error}; linear layers here: {linears}") from error
     check_shared(llm)
     dtype = next(p.dtype for n, p in llm.named_parameters() if "lora_" not in n)
     for name, parameter in llm.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def all_linear(llm: nn.Module) -> list[str]:
+    """The names by which peft finds every linear layer but the head. Subclasses are left out: Llama 4's router is one,
+    and returns more than a tensor."""
+    head = llm.get_output_embeddings()
+    names = [name for name, module in llm.named_modules() if type(module) in LINEAR and module is not head]
+    # A layer of a list has a number for a name, which others have as well.
+    return sorted({name if name.rsplit(".", 1)[-1].isdigit() else name.rsplit(".", 1)[-1] for name in names})
 
 
 def check_shared(llm: nn.Module) -> None:

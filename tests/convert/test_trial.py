@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from pathlib import Path
 
 import pytest
-import torch
 from made_checkpoint import run_of
-from tiny import merged
 
-from pargo_ds.config import ConfigError, parse_config
 from pargo_ds.convert.trial import trial
 from pargo_ds.training import assembly
 
@@ -24,9 +18,7 @@ VICUNA = {
 
 @pytest.mark.parametrize("mode", ["frozen", "full", "lora"])
 @pytest.mark.parametrize("vision", ["timm", "clip"])
-def test_a_run_that_can_be_exported_is_let_through(
-    tiny_run, published_llm, timm_file, clip_folder, mode, vision
-):
+def test_a_run_that_can_be_exported_is_let_through(tiny_run, published_llm, timm_file, clip_folder, mode, vision):
     run = run_of(tiny_run, published_llm(True), {"timm": timm_file, "clip": clip_folder}[vision], mode)
     begin = time.time()
     said = trial.try_export(run, assembly.build_processor(run))
