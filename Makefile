@@ -9,8 +9,13 @@ VENV := .venv
 SYSTEM ?= 0
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+# Other lines of transformers for the tests, each in a folder of its own: the first 5.x that was tested, and the newest.
+# huggingface_hub 2 needs httpx2, which the newest transformers brings in a clean environment.
 OTHER := .transformers5
 OTHER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0 tokenizers==0.23.3
+NEWEST := .transformers_newest
+NEWEST_PACKAGES := transformers==5.24.0 huggingface_hub==2.4.0 tokenizers==0.23.3 \
+	httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5
 
 # The stamp carries a hash of what decides the installation, so that a second run starts at once and a changed list does not.
 INPUTS := setup.py requirements/constraints.txt requirements/demo-weights.txt tools/setup_environment.sh
@@ -31,7 +36,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help venv demo test check format slurm test-slow test-gpu transformers5 check-system clean
+.PHONY: help venv demo test check format slurm test-slow test-gpu transformers-lines transformers5 transformers-newest check-system clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,9 +59,9 @@ test: $(READY)  ## fast tests
 	@echo "make test: the fast tests ..."
 	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
 
-test-slow: $(READY) transformers5 runs/parts/.$(KEY)  ## slow tests: real weights, two transformers lines, processes
+test-slow: $(READY) transformers-lines runs/parts/.$(KEY)  ## slow tests: real weights, all transformers lines, processes
 	@echo "make test-slow: the slow tests ..."
-	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
+	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER)):$(abspath $(NEWEST))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
 		$(PY) -m pytest -m "slow and not gpu" --timeout 600 $(ARGS)
 
 slurm: $(READY)  ## install a small Slurm for tests/slurm where that is possible (root, apt-get; PARGO_INSTALL_SLURM=no declines)
@@ -79,19 +84,24 @@ runs/parts/.$(KEY): $(READY)
 	@echo "preparing the demo's pretrained parts ..."
 	@$(PY) tools/prepare_demo_parts.py runs/parts && touch $@
 
-ifeq ($(SYSTEM),1)
-transformers5:
-	@echo "SYSTEM=1: tests across two transformers lines are skipped"
-else
-transformers5: $(READY) $(OTHER)/.installed-$(KEY)  ## a second transformers (5.x) for the tests across versions
+transformers-lines: transformers5 transformers-newest  ## the other transformers lines that the tests use
 
-$(OTHER)/.installed-$(KEY):
-	@echo "installing $(OTHER_PACKAGES) into $(OTHER) ..."
-	@rm -rf $(OTHER) && $(PY) -m pip install -qq --disable-pip-version-check --target $(OTHER) --no-deps $(OTHER_PACKAGES) \
+ifeq ($(SYSTEM),1)
+transformers5 transformers-newest:
+	@echo "SYSTEM=1: tests across transformers lines are skipped"
+else
+transformers5: $(READY) $(OTHER)/.installed-$(KEY)
+transformers-newest: $(READY) $(NEWEST)/.installed-$(KEY)
+
+$(OTHER)/.installed-$(KEY): PACKAGES := $(OTHER_PACKAGES)
+$(NEWEST)/.installed-$(KEY): PACKAGES := $(NEWEST_PACKAGES)
+$(OTHER)/.installed-$(KEY) $(NEWEST)/.installed-$(KEY):
+	@echo "installing $(PACKAGES) into $(@D) ..."
+	@rm -rf $(@D) && $(PY) -m pip install -qq --disable-pip-version-check --target $(@D) --no-deps $(PACKAGES) \
 		|| { echo "error: pip failed (its messages are above); without network: make test only"; exit 1; }
 	@touch $@
 endif
 
 clean:  ## remove the environment, the runs and all caches
-	rm -rf $(VENV) $(OTHER) runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(OTHER) $(NEWEST) .transformers_tests runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

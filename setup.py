@@ -38,6 +38,7 @@ EXTRAS_REQUIRE = {
         "hypothesis",
         "matplotlib",
         "moto[s3]>=5",
+        "parameterized",
         "pyarrow",
         "pytest",
         "pytest-cov",

@@ -47,12 +47,15 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORE_INDEX).sum())
 
     def model_inputs(self, device: torch.device | str) -> dict:
-        """Keyword arguments of the model's forward, tensors on `device`; max_seqlen stays a Python int."""
+        """Keyword arguments of the model's forward, tensors on `device`; max_seqlen stays a Python int.
+
+        Training asks for the loss alone: logits of the whole vocabulary exist at target positions only.
+        """
         tensors = {
             name: getattr(self, name).to(device, non_blocking=True)
             for name in ("input_ids", "labels", "position_ids", "cu_seqlens", "pixel_values")
         }
-        return {**tensors, "max_seqlen": self.max_seqlen, "use_cache": False}
+        return {**tensors, "max_seqlen": self.max_seqlen, "use_cache": False, "return_logits": False}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ class PackLoader:
     All ranks construct it together, with the same arguments but `rank`. `nodes` are machines with as many ranks each,
     in the order of ranks; each reads the parts of its canonical nodes. `workers` (default: data.workers) are processes
     per rank; 0 reads in this process. The stream of steps is the same for any number of ranks, nodes and workers.
-    `padded_rows` says that the LLM pads the samples of a pack to rows of equal length, so that packs are planned for it.
+    `padded_rows`: the LLM pads the samples of a pack to rows of equal length, and packs are planned for it.
 
     Raises:
         ValueError: no shard folder, a malformed sample (its id and the reason), packs_per_step not divisible

@@ -54,6 +54,7 @@ def summed_loss(model: Any, processor: Any, turns: list[dict[str, str]], pixels:
         pixel_values=pixels.to(model.device),
         num_items_in_batch=1,
         use_cache=False,
+        return_logits=False,
     )
     return float(output.loss), tokens
 

@@ -65,6 +65,7 @@ def held_out_loss(
                 pixel_values=encoded.pixels.to(model.device),
                 num_items_in_batch=1,
                 use_cache=False,
+                return_logits=False,
             )
             total += float(output.loss)
             targets += int((labels[0, 1:] >= 0).sum())

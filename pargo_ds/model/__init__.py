@@ -9,7 +9,8 @@ from .configuration_pargo import (
     ParGoProjectorConfig,
     ParGoVisionConfig,
 )
-from .modeling_pargo import ParGoForConditionalGeneration, ParGoOutput
+from .modeling_pargo import ParGoForConditionalGeneration
+from .outputs_pargo import ParGoOutput
 from .processing_pargo import ParGoProcessor
 from .projector_pargo import PROJECTORS, PargoProjector, build_projector
 from .vision import (

@@ -1,7 +1,11 @@
 """Configurations of a ParGo model: vision encoder, projector and language model under one roof."""
 
+import copy
+import warnings
 from typing import Any
 
+import transformers
+from packaging.version import Version
 from transformers import AutoConfig, PretrainedConfig
 
 from .masks import CASCADES, GROUPINGS
@@ -10,6 +14,31 @@ NORMS = ("pre", "post")
 
 IGNORE_INDEX = -100
 IMAGE_PLACEHOLDER = "<image>"
+
+TESTED_TRANSFORMERS = ("4.57", "5.17", "5.24")
+
+
+def check_transformers(version: str) -> None:
+    """Warn of a transformers that was never tested with this model.
+
+    Raises:
+        ImportError: one older than the oldest tested; it lacks what the model is built on.
+    """
+    tested, found = ", ".join(TESTED_TRANSFORMERS), Version(version)
+    if found.release[:2] < Version(TESTED_TRANSFORMERS[0]).release:
+        raise ImportError(
+            f"transformers {version} is too old for ParGo models, which need {TESTED_TRANSFORMERS[0]} or later "
+            f"(tested: {tested}); pip install -U transformers"
+        )
+    if ".".join(map(str, found.release[:2])) not in TESTED_TRANSFORMERS:
+        warnings.warn(
+            f"ParGo models were never tested with transformers {version} (tested: {tested}); compare an answer with "
+            "one of a tested version before you rely on it",
+            stacklevel=2,
+        )
+
+
+check_transformers(transformers.__version__)
 
 
 class ParGoVisionConfig(PretrainedConfig):
@@ -159,6 +188,7 @@ class ParGoConfig(PretrainedConfig):
     """
 
     model_type = "pargo"
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]  # Trainer gathers what else an output has
     sub_configs = {
         "vision_config": ParGoVisionConfig,
         "projector_config": ParGoProjectorConfig,
@@ -197,7 +227,8 @@ def _as_config(value: PretrainedConfig | dict[str, Any] | None, cls: type[Pretra
 
 def _as_text_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig:
     if isinstance(value, PretrainedConfig):
-        return value
+        # Often an LLM's own, and transformers resets the attention implementation of a sub-configuration.
+        return copy.deepcopy(value)
     if value is None:
         return AutoConfig.for_model("llama")
     if not value.get("model_type"):

@@ -7,7 +7,6 @@ Sizes come from the configuration and every part is called as a module, so that 
 forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,19 +14,22 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
 from .attention import AttentionChoice
 from .attention_table import PARTIAL  # noqa: F401
+from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
+from .generation_pargo import ParGoGenerationMixin
 from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
-from .llm import embedding_scale, final_logits, run_llm, run_packed_llm
+from .llm import decoder_of, embedding_scale, final_logits, run_llm, run_packed_llm
 from .masks import partial_global_mask  # noqa: F401
+from .outputs_pargo import ParGoOutput, cache_argument, cached_length, one_cache, output_of
 from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import LLMAttention, packed_positions, use_packed_attention
 from .packing import Packing, prove_packing
@@ -37,35 +39,21 @@ from .tiny_llm import tiny_config  # noqa: F401
 from .vision import VisionTower, reset_non_persistent_buffers
 
 
-@dataclass
-class ParGoOutput(ModelOutput):
-    """What `ParGoForConditionalGeneration.forward` returns.
-
-    `logits` is None when labels were given and `logits_to_keep` was not; `num_targets` counts positions in the loss.
-    """
-
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    num_targets: torch.Tensor | None = None
-
-
-class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
     """Vision encoder `vision`, partial-global `projector` and causal LM `llm` (state-dict prefixes of the same names).
 
     Prebuilt (pretrained) parts may be given; they are used as they are, never initialised again.
     """
 
     config_class = ParGoConfig
+    base_model_prefix = "llm"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values", "cache"]
 
     def __init__(
         self, config: ParGoConfig, vision: VisionTower | None = None, llm: PreTrainedModel | None = None
@@ -134,7 +122,22 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.llm.set_output_embeddings(value)
 
     def get_decoder(self) -> nn.Module:
-        return self.llm.get_decoder()
+        return decoder_of(self.llm)
+
+    @property
+    def language_model(self) -> nn.Module:
+        """The LLM without its head, by the name that other vision-language models have for it."""
+        return self.get_decoder()
+
+    @property
+    def base_model(self) -> ParGoBackbone:
+        """The whole model without the LLM's head, to be called."""
+        return ParGoBackbone(self)
+
+    @property
+    def model(self) -> ParGoBackbone:
+        """What transformers 4's vision-language models call `base_model`."""
+        return ParGoBackbone(self)
 
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
@@ -146,10 +149,17 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         settings = {"use_reentrant": False} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
         super().gradient_checkpointing_enable(settings, **kwargs)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`."""
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool = False
+    ) -> torch.Tensor | BaseModelOutputWithPooling:
+        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`.
+
+        return_dict: an output as transformers 5 has it for other models, the visual tokens as `pooler_output`, the
+        encoder's features `(images, patches, vision_dim)` as `last_hidden_state`.
+        """
         features = self.vision(pixel_values)
-        return self.projector(features.to(_float_dtype(self.projector)))
+        tokens = self.projector(features.to(_float_dtype(self.projector)))
+        return BaseModelOutputWithPooling(features, tokens) if return_dict else tokens
 
     def forward(
         self,
@@ -163,11 +173,15 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cu_seqlens: torch.Tensor | None = None,
         max_seqlen: int | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
+        image_mask: torch.Tensor | None = None,
+        return_logits: bool = True,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> ParGoOutput:
-        """Loss over answers, or logits.
+    ) -> ParGoOutput | tuple[Any, ...]:
+        """Logits, and the loss over answers when labels are given.
 
         Args:
             input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
@@ -179,35 +193,91 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 (made here when None) and attention_mask must be None.
             max_seqlen: longest sample of the pack; only flash attention asks for it.
             logits_to_keep: last positions (int, 0 = all) or an index tensor along the tokens.
+            past_key_values, cache: keys and values of earlier tokens, by the old and the new name. Of more pictures
+                than the new tokens of one row hold, the last ones are taken.
+            inputs_embeds: `(rows, tokens, llm_dim)` in place of input_ids; merge_pictures makes them.
+            image_mask: `(rows, tokens)` bool, where visual tokens go; None: where the image token is.
+            return_logits: False with labels saves memory: the head runs at target positions only, and logits are None.
+            return_dict: False gives a tuple of what is not None; None: as the configuration says.
             num_items_in_batch: divisor of the summed loss, the targets of the global batch; None: targets seen here.
 
         Raises:
             ValueError: pictures and placeholders do not match, or a packed batch with a mask, a cache or positions that
                 do not restart.
         """
-        kwargs.pop("return_dict", None)
+        llm_inputs = self._llm_inputs(
+            input_ids, attention_mask, position_ids, one_cache(past_key_values, cache), inputs_embeds, pixel_values,
+            cu_seqlens, max_seqlen, False if use_cache is None and labels is not None else use_cache, image_mask,
+        ) | kwargs  # fmt: skip
+        if labels is None:
+            output = self._predict(llm_inputs, logits_to_keep)
+        else:
+            kept = logits_to_keep if return_logits else None
+            output = self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, kept)
+        as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
+        return output if as_dict else output.to_tuple()
+
+    def _llm_inputs(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        max_seqlen: int | None,
+        use_cache: bool | None,
+        image_mask: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        """Keyword arguments of `run_decoder`, for those of `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        packed: dict[str, Any] = {}
         if cu_seqlens is not None:
-            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past_key_values, use_cache)
+            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache)
             use_cache = None  # with a cache transformers would not see the sample boundaries
-            kwargs |= {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        if inputs_embeds is None:
-            decoding = input_ids.shape[1] == 1 and _cached_length(past_key_values) > 0
-            inputs_embeds = self._embed(input_ids, None if decoding else pixel_values, check=not decoding)
+            packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        if input_ids is not None:
+            if image_mask is not None:
+                input_ids = input_ids.masked_fill(image_mask, self.config.image_token_id)
+            inputs_embeds = self._embed_step(input_ids, pixel_values, cached_length(past))
         elif pixel_values is not None:
-            raise ValueError("pixel_values need input_ids: inputs_embeds do not say where the pictures belong")
-        llm_inputs = {
+            is_image = self._image_places(inputs_embeds) if image_mask is None else image_mask
+            self._check_placeholders(int(is_image.sum()), pixel_values.shape[0])
+            inputs_embeds = self._place_pictures(inputs_embeds, is_image, pixel_values)
+        return {
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "use_cache": use_cache if labels is None else False,
-            **kwargs,
+            cache_argument(type(self.get_decoder())): past,
+            "use_cache": use_cache,
+            **packed,
         }
-        if labels is None:
-            return self._predict(llm_inputs, 0 if logits_to_keep is None else logits_to_keep)
-        return self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, logits_to_keep)
+
+    def merge_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+        """Word embeddings with the visual tokens in their places, for `forward` and `generate` as `inputs_embeds`.
+
+        Args:
+            input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
+            pixel_values: `(images, 3, height, width)`, all pictures of all rows in order of appearance.
+
+        Returns `(rows, tokens, llm_dim)`.
+
+        Raises:
+            ValueError: pictures and placeholders do not match.
+        """
+        return self._embed(input_ids, pixel_values, check=True)
+
+    def _embed_step(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, cached: int) -> torch.Tensor:
+        """Embeddings of the tokens after `cached` ones, `(rows, tokens, llm_dim)`."""
+        if cached and input_ids.shape[1] == 1:  # one generated token
+            return self._embed(input_ids, None, check=False)
+        if cached and pixel_values is not None and input_ids.shape[0] == 1:
+            # A conversation goes on: the processor gives all its pictures, the cache has seen the first ones.
+            new = int((input_ids == self.config.image_token_id).sum()) // self.config.visual_tokens
+            pixel_values = pixel_values[-new:] if new else None
+        return self._embed(input_ids, pixel_values, check=True)
 
     def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, check: bool) -> torch.Tensor:
         """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`."""
@@ -222,9 +292,24 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if num_images == 0:
             blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
             return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
+        return self._place_pictures(embeds, is_image, pixel_values)
+
+    def _place_pictures(self, embeds: torch.Tensor, is_image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
         tokens = tokens * torch.tensor(embedding_scale(self.llm), dtype=tokens.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
+
+    def _image_places(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Where embeddings are that of the image token, `(rows, tokens)` bool: prompt tuning embeds words itself."""
+        token, vocabulary = self.config.image_token_id, self.config.text_config.vocab_size
+        if token >= vocabulary:
+            raise ValueError(
+                f"pixel_values came with inputs_embeds, but the image token {token} lies outside the LLM's vocabulary "
+                f"of {vocabulary}, so its embedding cannot be found there; give image_mask (rows, tokens), or call "
+                f"resize_token_embeddings({token + 1}) first"
+            )
+        wanted = self.get_input_embeddings()(torch.tensor([token], device=embeds.device))
+        return (embeds == wanted.to(embeds.dtype)).all(-1)
 
     def _check_placeholders(self, found: int, num_images: int) -> None:
         per_image = self.config.visual_tokens
@@ -250,25 +335,28 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self._packings[longest] = found
         return found
 
+    def run_decoder(self, llm_inputs: dict[str, Any]) -> ModelOutput:
+        """The LLM without its head, on what `_llm_inputs` gave; `last_hidden_state` `(rows, tokens, llm_dim)`."""
+        cu_seqlens, max_seqlen = llm_inputs.pop("cu_seqlens", None), llm_inputs.pop("max_seqlen", None)
+        if cu_seqlens is None:
+            return run_llm(self.llm, **llm_inputs)
+        longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
+        return run_packed_llm(
+            self.llm,
+            cu_seqlens=cu_seqlens,
+            longest=longest,
+            road=self.packing(longest).road,
+            attention=LLMAttention(self.attention.llm, self.attention.provider),
+            **llm_inputs,
+        )
+
     def _run_llm(self, llm_inputs: dict[str, Any], kept: int | torch.Tensor) -> tuple[ModelOutput, torch.Tensor]:
         """LLM outputs, and logits where they are wanted and nowhere else.
 
         `kept`: the last positions (int, 0 = all) or an index tensor -> logits `(rows, kept, vocabulary)`; or a
         bool mask `(rows, tokens)` -> `(marked positions, vocabulary)`.
         """
-        cu_seqlens, max_seqlen = llm_inputs.pop("cu_seqlens", None), llm_inputs.pop("max_seqlen", None)
-        if cu_seqlens is None:
-            outputs = run_llm(self.llm, **llm_inputs)
-        else:
-            longest = int(cu_seqlens.diff().max()) if max_seqlen is None else max_seqlen
-            outputs = run_packed_llm(
-                self.llm,
-                cu_seqlens=cu_seqlens,
-                longest=longest,
-                road=self.packing(longest).road,
-                attention=LLMAttention(self.attention.llm, self.attention.provider),
-                **llm_inputs,
-            )
+        outputs = self.run_decoder(llm_inputs)
         hidden = outputs.last_hidden_state
         by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
         # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).
@@ -277,7 +365,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
         outputs, logits = self._run_llm(llm_inputs, logits_to_keep)
-        return _output(outputs, logits=self._without_image_token(logits))
+        return output_of(outputs, logits=logits)
 
     def _loss(
         self,
@@ -286,7 +374,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None,
         logits_to_keep: int | torch.Tensor | None,
     ) -> ParGoOutput:
-        """Summed cross-entropy over targets / number of targets; logits exist at target positions only."""
+        """Summed cross-entropy over targets / number of targets; without logits_to_keep logits exist at target
+        positions only."""
         wanted = targets != IGNORE_INDEX  # (rows, tokens)
         num_targets = wanted.sum()
         no_target = int(num_targets) == 0
@@ -299,90 +388,19 @@ class ParGoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         else:
             outputs, everywhere = self._run_llm(llm_inputs, 0)  # (rows, tokens, vocabulary)
             logits = everywhere[wanted]
-            kept_logits = self._without_image_token(everywhere[:, _positions(logits_to_keep)])
+            kept_logits = everywhere[:, _positions(logits_to_keep)]
         if no_target:
             loss = 0 * logits.float().sum()
         else:
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             total = F.cross_entropy(logits, targets[wanted], reduction="sum")
             loss = total / (num_targets if num_items_in_batch is None else num_items_in_batch)
-        return _output(outputs, loss=loss, logits=kept_logits, num_targets=num_targets)
-
-    def _without_image_token(self, logits: torch.Tensor) -> torch.Tensor:
-        """-inf for the image token, columns added when it lies outside the vocabulary.
-
-        So it is never generated, and processors that index logits by prompt ids (repetition penalty) stay in range.
-        """
-        image_token, vocabulary = self.config.image_token_id, logits.shape[-1]
-        if image_token >= vocabulary:
-            return F.pad(logits, (0, image_token + 1 - vocabulary), value=float("-inf"))
-        return logits.index_fill(-1, torch.tensor(image_token, device=logits.device), float("-inf"))
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        past_key_values: Cache | None = None,
-        pixel_values: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Inputs of one generation step; pictures go in with the tokens that stand for them, once."""
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if pixel_values is not None:
-            step_ids = inputs.get("input_ids")
-            prefill = _cached_length(past_key_values) == 0
-            # A conversation may go on from a cache with a new picture in its later turn.
-            later = not prefill and step_ids is not None and step_ids.shape[1] > 1
-            if prefill or (later and bool((step_ids == self.config.image_token_id).any())):
-                inputs["pixel_values"] = pixel_values
-        return inputs
-
-    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' beam search, which reads the width of the logits from the configuration."""
-        text_config = self.config.get_text_config()
-        vocabulary = text_config.vocab_size
-        text_config.vocab_size = max(vocabulary, self.config.image_token_id + 1)  # as _without_image_token pads
-        try:
-            return super()._beam_search(*args, **kwargs)
-        finally:
-            text_config.vocab_size = vocabulary
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Repeat rows for beams and return sequences; a row's pictures are repeated as one block."""
-        pixels = kwargs.pop("pixel_values", None)
-        if pixels is not None and expand_size > 1 and input_ids is not None:
-            per_row = (input_ids == self.config.image_token_id).sum(1) // self.config.visual_tokens
-            blocks = pixels.split(per_row.tolist())
-            pixels = torch.cat([block for block in blocks for _ in range(expand_size)])
-        input_ids, kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
-        )
-        if pixels is not None:
-            kwargs["pixel_values"] = pixels
-        return input_ids, kwargs
-
-
-def _output(outputs: ModelOutput, **fields: Any) -> ParGoOutput:
-    """Our output with the LLM's cache, hidden states and attentions."""
-    return ParGoOutput(
-        past_key_values=getattr(outputs, "past_key_values", None),
-        hidden_states=getattr(outputs, "hidden_states", None),
-        attentions=getattr(outputs, "attentions", None),
-        **fields,
-    )
+        counted = num_targets if logits_to_keep is None else None
+        return output_of(outputs, loss=loss, logits=kept_logits, num_targets=counted)
 
 
 def _positions(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
     return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-
-
-def _cached_length(past_key_values: Cache | None) -> int:
-    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
 
 
 def _float_dtype(module: nn.Module) -> torch.dtype:

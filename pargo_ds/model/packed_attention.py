@@ -26,6 +26,7 @@ from .flash import flash_varlen, resolve_provider, runs_on_gpu
 
 NAME = "pargo_packed"
 _inside_packed_row: ContextVar[bool] = ContextVar("pargo_packed_row", default=False)
+_unlogged: ContextVar[bool] = ContextVar("pargo_packed_unlogged", default=False)
 
 
 class LLMAttention(NamedTuple):
@@ -68,6 +69,16 @@ def packed_row(packed: bool) -> Iterator[None]:
         yield
     finally:
         _inside_packed_row.reset(token)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """In here the chosen road is not logged: it is not the run's."""
+    token = _unlogged.set(True)
+    try:
+        yield
+    finally:
+        _unlogged.reset(token)
 
 
 def packed_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
@@ -153,7 +164,8 @@ def _road(choice: LLMAttention, query: torch.Tensor, dropout: float, changed: bo
             raise ValueError(f"attention.llm: varlen has no dropout, the LLM asks for {dropout}; set it to sdpa")
         source, why = resolve_provider(choice.provider, device)
         reason += f"; provider {source}: {why}"
-    say_once(f"attention: packed rows of the LLM by {road} on {device.type} ({reason})")
+    if not _unlogged.get():
+        say_once(f"attention: packed rows of the LLM by {road} on {device.type} ({reason})")
     return road
 
 

@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .llm import ROADS, final_logits, run_packed_llm, switch_off_noise
-from .packed_attention import LLMAttention, use_packed_attention
+from .packed_attention import LLMAttention, unlogged, use_packed_attention
 from .tiny_llm import LENGTHS, VOCABULARY, exceeded_limits, tiny_config
 
 Limits = tuple[tuple[str, int], ...]
@@ -104,6 +104,7 @@ def _undisturbed() -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast("cpu", enabled=False),
+        unlogged(),
     ):
         torch.manual_seed(0)
         yield

@@ -211,7 +211,9 @@ def _build_timm(config: ParGoVisionConfig, pretrained: bool = False) -> nn.Modul
 
 
 def _build_transformers(config: ParGoVisionConfig) -> nn.Module:
-    return AutoModel.from_config(_inner_config(config), dtype=torch.get_default_dtype())
+    # None leaves the choice to transformers.
+    attention = {"attn_implementation": config._attn_implementation} if config._attn_implementation else {}
+    return AutoModel.from_config(_inner_config(config), dtype=torch.get_default_dtype(), **attention)
 
 
 def _inner_config(config: ParGoVisionConfig) -> PretrainedConfig:

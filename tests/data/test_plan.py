@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 
 from pargo_ds.data import plan as plan_module
 from pargo_ds.data.order import epoch_order
-from pargo_ds.data.plan import PLAN_VERSION, Budget, Items, Lookup, Plan, best_fit_decreasing, count_steps, make_plan
+from pargo_ds.data.plan import (
+    PLAN_VERSION,
+    Budget,
+    Items,
+    Lookup,
+    Plan,
+    best_fit_decreasing,
+    count_steps,
+    like_lengths_together,
+    make_plan,
+)
 from pargo_ds.evaluation.plan_benchmark import VISUAL_TOKENS, realistic_mix
 
 
@@ -208,3 +218,24 @@ def test_a_mix_limited_by_pictures_is_packed_to_the_picture_budget() -> None:
     order = np.arange(len(tokens), dtype=np.uint32)
     plan = make_plan([order], looked_up(tokens, pictures), budget, seed=0, epoch=0)
     assert pictures.sum() / (count_steps(plan) * 8 * budget.pictures_per_pack) >= 0.9
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 4)), max_size=80), st.integers(40, 90))
+def test_padded_to_their_longest_the_items_of_a_pack_stay_within_the_budget(items, budget) -> None:
+    tokens = np.array([tokens for tokens, _ in items], np.int64)
+    pictures = np.array([pictures for _, pictures in items], np.int64)
+    allowed = Budget(tokens_per_pack=budget, pictures_per_pack=4, packs_per_step=1, padded_rows=True)
+    packs = like_lengths_together(tokens, pictures, allowed)
+    assert sorted(itertools.chain.from_iterable(packs)) == list(range(len(items)))
+    for pack in packs:
+        assert len(pack) * tokens[pack].max() <= budget
+        assert pictures[pack].sum() <= 4
+
+
+def test_a_plan_for_padded_rows_packs_by_padded_length() -> None:
+    tokens, pictures = np.array([6, 3, 5, 2]), np.zeros(4, np.int64)
+    options = {"tokens_per_pack": 12, "pictures_per_pack": 1, "packs_per_step": 1}
+    order = [np.arange(4, dtype=np.uint32)]
+    padded = make_plan(order, looked_up(tokens, pictures), Budget(**options, padded_rows=True), seed=0, epoch=0)
+    assert as_sets([pack for step in all_packs(padded) for pack in step]) == [[0, 2], [1, 3]]

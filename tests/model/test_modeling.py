@@ -65,7 +65,7 @@ def test_packed_loss_is_the_mean_over_targets_of_a_full_logits_oracle(model, sam
     model = model.double()
     terms = []
     for ids, labels, pixels in samples:
-        logits = model(input_ids=ids, pixel_values=pixels).logits[0, :-1, : model.config.text_config.vocab_size]
+        logits = model(input_ids=ids, pixel_values=pixels).logits[0, :-1]
         targets = labels[0, 1:]
         terms.append(-logits.log_softmax(-1)[targets != -100, targets[targets != -100]])
     expected = torch.cat(terms).mean()
@@ -74,7 +74,7 @@ def test_packed_loss_is_the_mean_over_targets_of_a_full_logits_oracle(model, sam
     if checkpointing:
         model.gradient_checkpointing_enable()
         model.train()
-    output = model(**packed(samples), labels=labels_of(samples))
+    output = model(**packed(samples), labels=labels_of(samples), return_logits=False)
     assert output.logits is None
     assert output.num_targets == torch.cat(terms).numel()
     torch.testing.assert_close(output.loss, expected, rtol=1e-10, atol=0)
@@ -84,7 +84,7 @@ def test_packed_loss_is_the_mean_over_targets_of_a_full_logits_oracle(model, sam
 
 def test_num_items_in_batch_divides_the_sum(model, samples):
     batch, labels = packed(samples), labels_of(samples)
-    mean = model(**batch, labels=labels)
+    mean = model(**batch, labels=labels, return_logits=False)
     part = model(**batch, labels=labels, num_items_in_batch=torch.tensor(100))
     torch.testing.assert_close(part.loss * 100, mean.loss * mean.num_targets)
 
@@ -93,7 +93,7 @@ def test_no_target_crosses_the_boundary_of_two_samples(model, samples):
     batch = packed(samples)
     labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     labels[0, batch["cu_seqlens"][1]] = 5  # first token of the second sample: nobody may predict it
-    assert model(**batch, labels=labels).num_targets == 0
+    assert model(**batch, labels=labels, return_logits=False).num_targets == 0
 
 
 def test_a_batch_without_targets_has_zero_loss_and_zero_gradients(model, samples):
@@ -138,12 +138,26 @@ def test_frozen_llm_and_vision_still_train_the_projector_in_bf16(model, samples)
     assert all(p.grad is None for p in model.llm.parameters())
 
 
-def test_logits_can_be_asked_for_beside_the_loss(model, samples):
+def test_labels_give_the_logits_as_well_as_the_loss_unless_the_loss_alone_is_asked_for(model, samples):
     batch, labels = packed(samples), labels_of(samples)
-    both = model(**batch, labels=labels, logits_to_keep=0)
+    both, loss_alone = model(**batch, labels=labels), model(**batch, labels=labels, return_logits=False)
     torch.testing.assert_close(both.logits, model(**batch).logits)
-    torch.testing.assert_close(both.loss, model(**batch, labels=labels).loss)
+    torch.testing.assert_close(both.loss, loss_alone.loss)
+    assert loss_alone.logits is None
+    assert both.num_targets is None  # transformers' Trainer gathers all that is beside the loss
+    torch.testing.assert_close(model(**batch, labels=labels, logits_to_keep=3).logits, both.logits[:, -3:])
     torch.testing.assert_close(model(**batch, logits_to_keep=3).logits, both.logits[:, -3:])
+
+
+def test_a_tuple_is_returned_when_asked_for_or_configured(model, samples):
+    ids, labels, pixels = samples[0]
+    whole = model(input_ids=ids, labels=labels, pixel_values=pixels)
+    loss, logits = model(input_ids=ids, labels=labels, pixel_values=pixels, return_dict=False)
+    assert torch.equal(loss, whole.loss)
+    assert torch.equal(logits, whole.logits)
+    model.config.return_dict = False
+    assert isinstance(model(input_ids=ids, labels=labels, pixel_values=pixels), tuple)
+    assert torch.equal(model(input_ids=ids, pixel_values=pixels, return_dict=True).logits, logits)
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "cohere"])
@@ -159,94 +173,11 @@ def test_llms_that_rescale_logits_are_asked_to_do_so(make_model, processor, samp
         text = CohereConfig(**sizes, logit_scale=0.125)
     model = make_model(text_config=text)
     ids, labels, pixels = samples[0]
-    logits = model(input_ids=ids, pixel_values=pixels).logits[..., :-1]
+    logits = model(input_ids=ids, pixel_values=pixels).logits
     if kind == "gemma2":
         assert logits.abs().max() <= 2
     expected = F.cross_entropy(logits[0, :-1], labels[0, 1:])
     torch.testing.assert_close(model(input_ids=ids, labels=labels, pixel_values=pixels).loss, expected)
-
-
-# Generation
-
-
-def one_by_one(model, processor, conversations, pictures, **options):
-    texts = []
-    for turns, own in zip(conversations, pictures, strict=True):
-        batch = processor.apply_chat_template(
-            turns, images=own, add_generation_prompt=True, tokenize=True, return_tensors="pt"
-        )
-        ids = model.generate(**batch, **options)
-        texts.append(ids[:, batch["input_ids"].shape[1] :].tolist())
-    return texts
-
-
-@pytest.fixture
-def pictures(processor, conversations, picture):
-    return [[picture(10 * i + k) for k in range(processor.num_images(c))] for i, c in enumerate(conversations)]
-
-
-def trimmed(row, stop):
-    return row[: row.index(stop) + 1] if stop in row else row
-
-
-@pytest.mark.parametrize("use_cache", [True, False])
-def test_left_padded_batch_generates_what_one_by_one_does(model, processor, conversations, pictures, use_cache):
-    options = {"max_new_tokens": 12, "do_sample": False, "use_cache": use_cache}
-    batch = processor.apply_chat_template(
-        conversations, images=pictures, add_generation_prompt=True, tokenize=True, return_tensors="pt"
-    )
-    assert batch["attention_mask"][1, 0] == 0  # unequal prompts, padded on the left
-    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
-    alone = one_by_one(model, processor, conversations, pictures, **options)
-    stop = processor.tokenizer.eos_token_id
-    assert [trimmed(row, stop) for row in together] == [trimmed(rows[0], stop) for rows in alone]
-    assert len({tuple(row) for row in together}) > 1  # the prompts do make a difference
-
-
-def test_cache_and_full_recomputation_generate_the_same(model, processor, conversations, pictures):
-    options = {"max_new_tokens": 12, "do_sample": False}
-    cached = one_by_one(model, processor, conversations, pictures, use_cache=True, **options)
-    assert cached == one_by_one(model, processor, conversations, pictures, use_cache=False, **options)
-
-
-def test_the_picture_changes_the_answer_and_is_encoded_once(model, processor, conversations, picture):
-    calls = []
-    model.vision.register_forward_hook(lambda *_: calls.append(1))
-    answers = one_by_one(model, processor, conversations[:1] * 2, [[picture(1)], [picture(2)]], max_new_tokens=8)
-    assert calls == [1, 1]
-    assert answers[0] != answers[1]
-
-
-def test_beams_repeat_the_pictures_of_a_row_as_one_block(model, processor, conversations, pictures):
-    options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
-    stop = processor.tokenizer.eos_token_id
-    batch = processor.apply_chat_template(
-        conversations, images=pictures, add_generation_prompt=True, tokenize=True, return_tensors="pt"
-    )
-    together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
-    alone = [row for rows in one_by_one(model, processor, conversations, pictures, **options) for row in rows]
-    assert [trimmed(row, stop) for row in together] == [trimmed(row, stop) for row in alone]
-
-
-def test_image_token_is_never_generated_and_repetition_penalty_stays_in_range(
-    model, processor, conversations, pictures
-):
-    answers = one_by_one(
-        model, processor, conversations, pictures, max_new_tokens=8, do_sample=True, temperature=50.0,
-        repetition_penalty=1.3,
-    )  # fmt: skip
-    assert all(processor.image_token_id not in row for rows in answers for row in rows)
-
-
-def test_image_token_inside_the_vocabulary_is_never_generated_either(make_model, processor, conversations, pictures):
-    text = make_model().config.text_config.to_dict() | {"vocab_size": processor.image_token_id + 8}
-    model = make_model(text_config=text)
-    batch = processor.apply_chat_template(
-        conversations[0], images=pictures[0], add_generation_prompt=True, tokenize=True, return_tensors="pt"
-    )
-    logits = model(**batch).logits
-    assert logits.shape[-1] == processor.image_token_id + 8
-    assert torch.isinf(logits).sum() == logits.shape[1]
 
 
 # Bad input

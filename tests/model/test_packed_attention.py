@@ -1,8 +1,12 @@
 """The LLM's attention over a packed row equals transformers' masked SDPA on both roads, and no sample sees another."""
 
+import copy
+
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -13,8 +17,9 @@ from transformers import (
 
 from pargo_ds.model import packed_attention
 from pargo_ds.model.packed_attention import NAME, LLMAttention, use_packed_attention
+from tests.model.llm_families import architecture
 
-ROADS = ("sdpa", "varlen")
+ROADS = ("sdpa", "varlen", "eager")
 
 SIZES = {
     "hidden_size": 32,
@@ -93,6 +98,33 @@ def test_sliding_window_of_the_llm_is_kept_in_packed_samples(road):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("family", ["gemma2, strong caps", "gpt_oss"])
+def test_score_caps_and_sinks_are_kept_for_padded_rows_and_in_generation(family):
+    """SDPA would leave both out in silence; the oracle is transformers' eager attention."""
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture(family))).eval()
+    truth = copy.deepcopy(llm)
+    truth.set_attn_implementation("eager")
+    use_packed_attention(llm)
+    assert llm.config._attn_implementation == NAME
+    ids = torch.randint(3, 90, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0  # left-padded, as processors pad for generation
+    seen = mask.bool()
+    found, expected = (m(input_ids=ids, attention_mask=mask).logits[seen] for m in (llm, truth))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # measured 0
+    asked = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    assert torch.equal(llm.generate(**asked), truth.generate(**asked))
+
+
+def test_a_road_that_would_leave_out_score_caps_is_refused():
+    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture("gemma2, strong caps")))
+    use_packed_attention(llm)
+    inputs, boundaries = packed_inputs([3, 4])
+    with pytest.raises(ValueError, match="attention.llm: sdpa cannot compute this LLM, whose attention caps"):
+        llm(**inputs, **boundaries, pargo_llm=LLMAttention("sdpa"))
+
+
 @pytest.fixture
 def packed(model):
     """(model in float64 and training mode, text of three samples as one row, the same samples apart)."""
@@ -114,8 +146,8 @@ def test_packed_samples_do_not_see_each_other(packed, road, checkpointing):
     model.set_attention(llm=road, provider="emulated")
     seen = torch.randn(16, model.config.image_token_id, dtype=torch.float64)
     weights = [p for p in model.llm.parameters() if p.requires_grad]
-    together = model(**row).logits[0, :, :-1]
-    apart = torch.cat([model(input_ids=sample, use_cache=False).logits[0, :, :-1] for sample in samples])
+    together = model(**row).logits[0]
+    apart = torch.cat([model(input_ids=sample, use_cache=False).logits[0] for sample in samples])
     torch.testing.assert_close(together, apart, rtol=0, atol=1e-12)  # measured 4e-15
     gradients = [torch.autograd.grad((x * seen).sum(), weights) for x in (together, apart)]
     for one, other in zip(*gradients, strict=True):
@@ -148,7 +180,7 @@ def test_a_packed_row_whose_boundaries_do_not_arrive_is_an_error(packed):
 
 
 def test_roads_are_refused_where_they_would_be_ignored(model):
-    with pytest.raises(ValueError, match="attention.llm is 'fast': choose one of auto, varlen, sdpa"):
+    with pytest.raises(ValueError, match="attention.llm is 'fast': choose one of auto, varlen, sdpa, eager"):
         model.set_attention(llm="fast")
     model.llm.set_attn_implementation("eager")
     with pytest.raises(ValueError, match="attention.llm is 'varlen' but the LLM computes attention with 'eager'"):

@@ -39,7 +39,7 @@ def first_losses(run, steps):
     processor = assembly.build_processor(run)
     model = assembly.build_model(run, processor, None).train()
     apply_freezing(model, run.train)
-    loader, _ = assembly.build_loaders(run, processor)
+    loader, _ = assembly.build_loaders(run, processor, model.packing(run.batch.tokens_per_pack))
     optimizer = torch.optim.AdamW(parameter_groups(model, run), betas=run.train.betas, eps=run.train.eps)
     batches, losses = loader.steps(), []
     for step in range(steps):

@@ -1,0 +1,113 @@
+"""Samples of a pack stay apart in every LLM that trains: proven on a tiny copy, or refused."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from pargo_ds.model import ParGoForConditionalGeneration
+from pargo_ds.model.llm import decoder_of, final_logits, switch_off_noise
+from pargo_ds.model.packing import PackingError, prove_packing
+from pargo_ds.model.tiny_llm import exceeded_limits, tiny_config
+from tests.model.family_worker import compare, tiny_pargo
+from tests.model.llm_families import architecture
+
+
+def configuration(name: str, **changes):
+    return AutoConfig.for_model(**{**architecture(name), **changes})
+
+
+@pytest.mark.parametrize(
+    ("name", "road"),
+    [
+        ("llama", "packed"),
+        ("gpt_oss", "packed"),
+        ("gemma2, strong caps", "packed"),
+        ("jamba", "rows"),
+        ("lfm2", "rows"),
+    ],
+)
+def test_packed_samples_compute_what_each_computes_alone_in_transformers_itself(name, road):
+    found = compare(name)
+    assert (found["verdict"], found["road"]) == ("exact", road)
+    # Measured: at most 2.3e-6, from parts that transformers computes in float32. A leak is 1e-1 and more.
+    assert max(found["logits"], found["gradients"], found["loss"]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [("llama, dynamic NTK, beyond its limit", 8), ("phi3, LongRoPE, beyond its limit", 8), ("gpt2", 64)],
+)
+def test_samples_longer_than_the_llm_takes_exactly_are_refused_with_the_length_that_works(name, limit):
+    config = configuration(name)
+    with pytest.raises(PackingError, match=f"batch.tokens_per_pack, now 100, to at most {limit}"):
+        prove_packing(config, 100)
+    prove_packing(config, limit)
+
+
+@pytest.mark.parametrize("name", ["gemma3n_text", "modernbert-decoder", "bert"])
+def test_an_llm_that_is_exact_on_no_road_is_refused_by_name(name):
+    config = configuration(name)
+    with pytest.raises(PackingError, match=rf"the LLM \({config.model_type}\) cannot train on packed samples exactly"):
+        prove_packing(config, 50)
+
+
+def test_a_packed_batch_of_a_refused_llm_raises_instead_of_leaking():
+    config = tiny_pargo(configuration("gemma3n_text"))
+    model = ParGoForConditionalGeneration(config)
+    ids, bounds = torch.randint(3, 90, (1, 8)), torch.tensor([0, 3, 8], dtype=torch.int32)
+    with pytest.raises(PackingError):
+        model(input_ids=ids, cu_seqlens=bounds)
+
+
+def test_the_proof_disturbs_neither_random_numbers_nor_the_mode_it_is_asked_in():
+    config = configuration("qwen2", hidden_size=64)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.inference_mode(), torch.device("meta"):
+        assert prove_packing(config, 50).road == "packed"
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_proof_depends_on_lengths_only_where_the_configuration_names_them():
+    config = configuration("mistral")
+    assert exceeded_limits(config, 4) == ()
+    assert exceeded_limits(config, 5) == (("sliding_window", 4),)
+    assert exceeded_limits(config, 65) == (("max_position_embeddings", 64), ("sliding_window", 4))
+
+
+def test_a_tiny_copy_keeps_every_kind_of_layer_and_shortens_what_the_samples_exceed():
+    kinds = ["linear_attention"] * 3 + ["full_attention"]
+    big = AutoConfig.for_model("qwen3_next", num_hidden_layers=48, layer_types=kinds * 12)
+    tiny = tiny_config(big, longest=4096)
+    assert tiny.layer_types == kinds
+    assert (tiny.hidden_size, tiny.max_position_embeddings) == (32, 64)
+    bamba = tiny_config(AutoConfig.for_model("bamba", attn_layer_indices=[9, 18, 27]), longest=4096)
+    assert (bamba.num_hidden_layers, bamba.attn_layer_indices) == (10, [9])
+    window = tiny_config(AutoConfig.for_model("mistral", sliding_window=1024), longest=4096)
+    assert window.sliding_window == 4
+    assert tiny_config(AutoConfig.for_model("mistral", sliding_window=8192), longest=4096).sliding_window == 64
+
+
+@pytest.mark.parametrize("name", ["llama", "cohere", "granite", "gemma2, strong caps", "falcon_h1", "gpt_neox", "opt"])
+def test_decoder_and_head_called_apart_give_the_llms_own_logits(name):
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(configuration(name)).double().eval()
+    ids = torch.randint(3, 90, (2, 7))
+    hidden = decoder_of(llm)(input_ids=ids, use_cache=False).last_hidden_state
+    # Measured: 0; in float64, where transformers casts logits to fp32 in some families.
+    torch.testing.assert_close(final_logits(llm, hidden), llm(input_ids=ids, use_cache=False).logits.double())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "phi", "mixtral"])
+def test_a_frozen_llm_in_training_mode_computes_as_in_inference(name):
+    noisy = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "dropout": 0.5, "attention_dropout": 0.5}
+    config = configuration(name, **noisy, layerdrop=0.5, router_jitter_noise=0.5)
+    torch.manual_seed(0)
+    llm = AutoModelForCausalLM.from_config(config)
+    ids = torch.randint(3, 90, (2, 9))
+    truth = llm.eval()(input_ids=ids, use_cache=False).logits
+    llm.train()
+    assert not torch.allclose(llm(input_ids=ids, use_cache=False).logits, truth)
+    switch_off_noise(llm)
+    assert torch.equal(llm(input_ids=ids, use_cache=False).logits, truth)

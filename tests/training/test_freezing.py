@@ -1,0 +1,52 @@
+"""What is frozen computes as in inference, whatever the published configuration says of dropout."""
+
+import pytest
+import torch
+from tiny import merged
+from transformers import AutoConfig
+
+from pargo_ds.config import ConfigError, parse_config
+from pargo_ds.training import assembly
+from pargo_ds.training.freezing import apply_freezing
+
+NOISY = {
+    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "n_positions": 256,
+    "resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5,
+}  # fmt: skip
+
+
+def built(tiny_run, changes):
+    run = parse_config(merged(tiny_run, changes))
+    model = assembly.build_model(run, assembly.build_processor(run), None).train()
+    apply_freezing(model, run.train)
+    return run, model
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_llm_trains_the_projector_without_dropout(tiny_run, checkpointing):
+    train = {"llm": "frozen", "activation_checkpointing": checkpointing}
+    _, model = built(
+        {**tiny_run, "llm": {**tiny_run["llm"], "architecture": NOISY}, "train": {**tiny_run["train"], **train}}, {}
+    )
+    ids = torch.randint(0, 400, (1, 12))
+    with torch.no_grad():
+        first, again = model(input_ids=ids).logits, model(input_ids=ids).logits
+        truth = model.eval()(input_ids=ids).logits
+    assert torch.equal(first, again)
+    torch.testing.assert_close(first, truth, rtol=0, atol=1e-6)  # measured 0
+
+
+def test_an_llm_that_trains_keeps_its_dropout_and_its_published_configuration(tiny_run):
+    _, model = built({**tiny_run, "llm": {**tiny_run["llm"], "architecture": NOISY}}, {})
+    ids = torch.randint(0, 400, (1, 12))
+    with torch.no_grad():
+        assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert model.config.text_config.resid_pdrop == 0.5
+
+
+def test_an_llm_whose_noise_cannot_be_switched_off_is_not_frozen(tiny_run, monkeypatch):
+    monkeypatch.setattr("pargo_ds.model.packing.switch_off_noise", lambda llm: None)
+    architecture = {**NOISY, "n_positions": 257}  # another configuration than those that were asked before
+    run = parse_config({**tiny_run, "train": {**tiny_run["train"], "llm": "frozen"}})
+    with pytest.raises(ConfigError, match=r"\(gpt2\) cannot be frozen: while training it computes something else"):
+        assembly.prove_llm(run, AutoConfig.for_model(**architecture))
