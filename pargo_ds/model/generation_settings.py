@@ -38,7 +38,7 @@ def taken_over(settings: GenerationConfig) -> GenerationConfig:
     names = [name for name in settings.to_diff_dict() if name not in METADATA]
     for name in sorted(names, key=lambda name: name not in DECIDING):
         value = getattr(settings, name)
-        reason = NOT_OURS.get(name) or (None if _fits(kept, name, value) else UNUSED)
+        reason = (value and NOT_OURS.get(name)) or (None if _fits(kept, name, value) else UNUSED)
         if reason is not None:
             left_out.setdefault(reason, []).append(f"{name} {value!r}")
     for reason, said in left_out.items():

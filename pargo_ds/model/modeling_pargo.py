@@ -80,6 +80,13 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, so that transformers 5 lets the LLM's own class fill buffers that no file holds (Falcon-H1's
+        multipliers were uninitialised memory). What custom code risks, new values in loaded weights, cannot happen
+        here: all initialisation goes through torch.nn.init, which transformers guards."""
+        return False
+
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise projector modules; encoder and LLM bring their own initialisation."""
         reset_non_persistent_buffers(module)
