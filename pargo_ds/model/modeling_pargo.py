@@ -7,7 +7,6 @@ Sizes come from the configuration and every part is called as a module, so that 
 forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
 from .generation_pargo import ParGoGenerationMixin
+from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
 from .llm import decoder_of, embedding_scale, final_logits, run_llm, run_packed_llm
@@ -73,12 +73,19 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             self.llm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         else:
             self.llm = llm
-            self.generation_config = copy.deepcopy(llm.generation_config)
+            self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
         self._packings: dict[int, Packing] = {}
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, so that transformers 5 lets the LLM's own class fill buffers that no file holds (Falcon-H1's
+        multipliers were uninitialised memory). What custom code risks, new values in loaded weights, cannot happen
+        here: all initialisation goes through torch.nn.init, which transformers guards."""
+        return False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise projector modules; encoder and LLM bring their own initialisation."""
