@@ -12,12 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from pargo_ds.checkpoint.frozen import check_frozen
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import RunConfig
-from pargo_ds.convert.weights import BASE_LAYER, LORA, Spec, WeightSource, check_names
+from pargo_ds.convert.weights import BASE_LAYER, LORA, Spec, WeightSource, check_names, tied_names
 from pargo_ds.convert.zero.checkpoint_files import PIECE, CheckpointFiles, open_checkpoint
 from pargo_ds.convert.zero.frozen_hashes import hash_frozen
 from pargo_ds.convert.zero.frozen_parts import FrozenParts, input_embedding, spread
@@ -214,17 +213,6 @@ class CheckpointWeights(WeightSource):
             not_verified=self.not_verified,
         )
         (folder / "README.md").write_text(card)
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Second names of shared parameters -> their first name."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            aliases[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return aliases
 
 
 def neighbours(value: float) -> Iterator[float]:
