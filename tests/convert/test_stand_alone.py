@@ -17,6 +17,7 @@ from clean_environment import clean_environment
 from safetensors.torch import load_file
 from tiny import ROOT, draw, merged, seeing
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers_lines import OTHERS, line_folders, line_path
 
 from pargo_ds.checkpoint.folder_hashes import write_hashes
 from pargo_ds.config import parse_config
@@ -149,20 +150,13 @@ def test_an_export_answers_where_only_torch_torchvision_transformers_timm_and_pi
         assert_saved_with_its_code(folder)
 
 
-@pytest.fixture(scope="module")
-def other_transformers() -> str:
-    other = os.environ.get("PARGO_OTHER_TRANSFORMERS")
-    if not other:
-        pytest.skip("PARGO_OTHER_TRANSFORMERS does not name a second transformers (make transformers5)")
-    return other
-
-
 @pytest.mark.slow
-def test_an_export_answers_with_the_other_transformers(whole, picture, other_transformers, tmp_path):
-    python = clean_environment(tmp_path / "clean", ENOUGH, first=[other_transformers])
+@pytest.mark.parametrize("version", OTHERS)
+def test_an_export_answers_with_the_other_transformers_lines(whole, picture, version, tmp_path):
+    python = clean_environment(tmp_path / "clean", ENOUGH, first=line_path(version))
     answer_elsewhere(python, picture, list(whole.values()), tmp_path / "home")
     for folder in whole.values():
-        assert_same_as_here(folder, picture, tolerance=1e-5)  # measured between 4.57.6 and 5.17.0: 0
+        assert_same_as_here(folder, picture, tolerance=1e-5)  # measured between 4.57.6 and 5.17.0, and 5.24.0: 0
         assert_saved_with_its_code(folder)
 
 
@@ -182,8 +176,7 @@ def test_the_demos_parts_answer_in_a_clean_environment(picture, tmp_path):
     model.save_pretrained(tmp_path / "export")
     processor.save_pretrained(tmp_path / "export")
     finish_folder(tmp_path / "export")
-    others = os.environ.get("PARGO_OTHER_TRANSFORMERS")
-    for number, first in enumerate([[], *([[others]] if others else [])]):
+    for number, first in enumerate([[], *([folder] for folder in line_folders())]):
         python = clean_environment(tmp_path / f"clean_{number}", ENOUGH, first=first)
         answer_elsewhere(python, picture, [tmp_path / "export"], tmp_path / f"home_{number}")
         assert_same_as_here(tmp_path / "export", picture, tolerance=1e-4 if first else 0.0)  # measured: 0 for both
@@ -232,9 +225,10 @@ load_exported(sys.argv[1], "cpu")
 
 
 @pytest.mark.slow
-def test_the_other_transformers_takes_the_installed_package_silently(watched, other_transformers, tmp_path):
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_other_transformers_takes_the_installed_package_silently(watched, version, tmp_path):
     folder, marker = watched
-    path = os.pathsep.join([other_transformers, str(ROOT)])
+    path = os.pathsep.join([*line_path(version), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", LOAD_INSTALLED, str(folder)],
@@ -269,6 +263,21 @@ def test_finishing_twice_changes_nothing(make_export, tmp_path):
     finish_folder(folder)
     assert contents() == once
     assert {name for name in before if before[name] != once[name]} == set(AUTO_MAP)
+
+
+def test_an_export_from_before_there_was_an_image_processor_is_finished_and_read(make_export, picture, tmp_path):
+    folder = make_export(tmp_path / "export", {"model_type": "llama"})
+    wanted = ParGoProcessor.from_pretrained(folder).fingerprint()
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    description = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    description |= {name: settings[name] for name in ("image_size", "resize")}
+    (folder / "processor_config.json").write_text(json.dumps(description))
+    finish_folder(folder)
+    python = clean_environment(tmp_path / "clean", ENOUGH)
+    answer_elsewhere(python, picture, [folder], tmp_path / "home")
+    assert_same_as_here(folder, picture)
+    assert ParGoProcessor.from_pretrained(folder).fingerprint() == wanted
 
 
 def test_auto_map_names_classes_that_are_in_the_shipped_files(whole):

@@ -1,18 +1,21 @@
-"""What is saved is what comes back: in a fresh process and in the other transformers version."""
+"""What is saved is what comes back: in a fresh process and in the other transformers lines."""
 
 import ast
 import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers_lines import LINES, OTHERS, line_path
 
 from pargo_ds.model import ParGoForConditionalGeneration, vision_config_from_timm
+from pargo_ds.model.configuration_pargo import TESTED_TRANSFORMERS, check_transformers
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,16 +140,14 @@ def test_saved_tokenizer_names_classes_that_both_versions_know(processor, tmp_pa
 
 
 @pytest.mark.slow
-def test_export_crosses_transformers_versions_both_ways(saved, tmp_path):
-    other = os.environ.get("PARGO_OTHER_TRANSFORMERS")
-    if not other:
-        pytest.skip("PARGO_OTHER_TRANSFORMERS is unset: folder of the other major version (pip install --target)")
+@pytest.mark.parametrize("version", OTHERS)
+def test_export_crosses_transformers_versions_both_ways(saved, version, tmp_path):
     folder, truth = saved
-    here, there = str(ROOT), os.pathsep.join([other, str(ROOT)])
-    here = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    here = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    there = os.pathsep.join([*line_path(version), str(ROOT)])
     question, out = tmp_path / "question.safetensors", tmp_path / "out.safetensors"
     python(LOAD_AND_ANSWER, folder, question, out, path=there, cwd=tmp_path)
-    # Measured worst difference of the logits between 4.57.6 and 5.17.0: 0.
+    # Measured worst difference of the logits between 4.57.6 and 5.17.0, and 5.24.0: 0.
     assert_same(tmp_path, truth, logits_tolerance=1e-4)
     python(SAVE, folder, tmp_path / "back", path=there, cwd=tmp_path)
     python(LOAD_AND_ANSWER, tmp_path / "back", question, out, path=here, cwd=tmp_path)
@@ -164,9 +165,40 @@ def test_entry_files_of_remote_code_import_all_they_need_directly():
     def closure(name: str) -> set[str]:
         return direct(name).union(*(closure(sibling) for sibling in direct(name)))
 
-    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo"):
+    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo", "image_processing_pargo"):
         assert closure(entry) == direct(entry), entry
 
 
-def test_transformers_version_is_one_of_the_tested_lines():
-    assert transformers.__version__.startswith(("4.57.", "5."))
+def test_transformers_is_one_of_the_tested_lines_and_each_line_has_tests():
+    assert tuple(line.rpartition(".")[0] for line in LINES) == TESTED_TRANSFORMERS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_transformers(transformers.__version__)
+
+
+@pytest.mark.parametrize("version", ["4.58.0", "5.18.1", "5.25.0.dev0", "6.0.0"])
+def test_an_untested_transformers_is_warned_of(version):
+    with pytest.warns(UserWarning, match=f"never tested with transformers {version} .*4.57, 5.17, 5.24"):
+        check_transformers(version)
+
+
+def test_a_transformers_that_is_too_old_is_refused_with_what_to_do():
+    with pytest.raises(ImportError, match=r"transformers 4.56.2 is too old .* 4.57 or later .*pip install -U"):
+        check_transformers("4.56.2")
+
+
+def test_an_attention_implementation_reaches_the_encoder_and_the_llm(model, tmp_path):
+    model.save_pretrained(tmp_path)
+
+    def implementations(choice):
+        loaded = ParGoForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=choice)
+        return loaded.vision.backbone.config._attn_implementation, loaded.llm.config._attn_implementation
+
+    assert implementations("eager") == ("eager", "eager")
+    assert implementations("sdpa") == ("sdpa", "pargo_packed")
+    assert implementations(None) == ("sdpa", "pargo_packed")
+    assert implementations({"vision_config": "eager", "text_config": "sdpa"}) == ("eager", "pargo_packed")
+    assert implementations({"vision_config": "sdpa", "text_config": "eager"}) == ("sdpa", "eager")
+    model.set_attn_implementation("eager")
+    assert model.vision.backbone.config._attn_implementation == "eager"
+    assert model.llm.config._attn_implementation == "eager"

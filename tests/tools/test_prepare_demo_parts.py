@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from transformers_lines import OTHERS, line_path
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_weights = pytest.mark.skipif(
@@ -87,10 +88,8 @@ def test_llm_folder_answers_and_has_the_published_tokens(tool, parts) -> None:
 
 @pytest.mark.slow
 @needs_weights
-def test_other_transformers_line_reads_the_same_llm(parts) -> None:
-    other = os.environ.get("PARGO_OTHER_TRANSFORMERS")
-    if not other:
-        pytest.skip("PARGO_OTHER_TRANSFORMERS does not name a second transformers (make transformers5)")
+@pytest.mark.parametrize("version", OTHERS)
+def test_other_transformers_lines_read_the_same_llm(parts, version) -> None:
     script = (
         "import importlib.util, sys; "
         "spec = importlib.util.spec_from_file_location('tool', sys.argv[1]); "
@@ -98,13 +97,13 @@ def test_other_transformers_line_reads_the_same_llm(parts) -> None:
         "from pathlib import Path; tool.check_llm(Path(sys.argv[2])); "
         "import transformers; print(transformers.__version__)"
     )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([other, str(ROOT)])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*line_path(version), str(ROOT)])}
     done = subprocess.run(
         [sys.executable, "-c", script, str(ROOT / "tools" / "prepare_demo_parts.py"), str(parts / "llm")],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split()[-1].startswith("5.")
+    assert done.stdout.split()[-1] == version
 
 
 @pytest.mark.slow
