@@ -9,7 +9,14 @@ from peft import PeftModel
 from PIL import Image
 from tiny import merged
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, Llama4TextConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    FalconConfig,
+    GPT2Config,
+    Llama4TextConfig,
+    LlamaConfig,
+    MambaConfig,
+)
 
 from pargo_ds.config import PartSection, parse_config
 from pargo_ds.convert.hf_folder import HFFolder
@@ -118,6 +125,26 @@ def test_a_block_that_is_used_twice_may_have_an_adapter(llm):
 def test_all_linear_is_gpt2s_layers_too():
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(n_embd=32, n_layer=1, n_head=4, vocab_size=50))
     assert all_linear(gpt2) == ["c_attn", "c_fc", "c_proj"]
+
+
+def test_all_linear_names_layers_whole_where_others_have_the_same_last_name():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llama = AutoModelForCausalLM.from_config(LlamaConfig(**sizes, vocab_size=50))
+    llama.model.layers[0].mlp.extra = nn.ModuleList([nn.Linear(32, 32, bias=False)])
+    names = all_linear(llama)
+    assert "model.layers.0.mlp.extra.0" in names
+    assert "0" not in names
+    assert "q_proj" in names
+
+
+def test_all_linear_leaves_out_what_mamba_reads_without_calling_it():
+    config = MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=8, vocab_size=50)
+    assert all_linear(AutoModelForCausalLM.from_config(config)) == ["in_proj"]
+
+
+def test_all_linear_has_subclasses_of_linear_layers():
+    config = FalconConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=50)
+    assert "query_key_value" in all_linear(AutoModelForCausalLM.from_config(config))
 
 
 def test_all_linear_leaves_out_routers_that_return_more_than_a_tensor():
