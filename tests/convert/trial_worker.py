@@ -16,7 +16,7 @@ from pargo_ds.convert.trial.trial import try_export
 from pargo_ds.training import assembly
 from tests.model.llm_families import FAMILIES, architecture
 
-LORA = {"rank": 2, "alpha": 4, "targets": "all-linear"}
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 MODES = {"full": {"mode": "full", "lr": 1e-3}, "lora": {"mode": "lora", "lr": 1e-3, "lora": LORA}}
 
 
