@@ -105,8 +105,8 @@ def check_shared(llm: nn.Module) -> None:
 
     if wrapped := [name for name, layer in llm.named_modules() if isinstance(layer, ParamWrapper)]:
         raise ValueError(
-            f"train.llm.lora.targets: peft puts LoRA of these names on the fused experts {wrapped[0]}, which exports have "
-            "no place for; list targets without the experts' projections, such as [q_proj, k_proj, v_proj, o_proj]"
+            f"train.llm.lora.targets: peft puts LoRA of these names on the fused experts {wrapped[0]}, which exports "
+            "have no place for; list targets without the experts' projections, such as [q_proj, k_proj, v_proj, o_proj]"
         )
     names: dict[int, list[str]] = {}
     for name, parameter in llm.named_parameters(remove_duplicate=False):
