@@ -6,7 +6,8 @@ All functions work without a process group too (one rank), so that tools and tes
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -15,18 +16,37 @@ import torch.distributed as dist
 T = TypeVar("T")
 
 
-def _initialised() -> bool:
-    return dist.is_available() and dist.is_initialized()
+_alone = False
+
+
+def joined() -> bool:
+    """Whether there are other ranks to wait for: a process group exists."""
+    return not _alone and dist.is_available() and dist.is_initialized()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """In here this process is the only rank: nothing waits for the others, who do something else meanwhile."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:
     """This process's rank; from the launcher's environment before the process group exists."""
-    return dist.get_rank() if _initialised() else int(os.environ.get("RANK", 0))
+    if _alone:
+        return 0
+    return dist.get_rank() if joined() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
     """Number of ranks; from the launcher's environment before the process group exists."""
-    return dist.get_world_size() if _initialised() else int(os.environ.get("WORLD_SIZE", 1))
+    if _alone:
+        return 1
+    return dist.get_world_size() if joined() else int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
@@ -40,13 +60,13 @@ def is_main() -> bool:
 
 
 def barrier() -> None:
-    if _initialised():
+    if joined():
         dist.barrier()
 
 
 def close_process_group() -> None:
     """Leave the process group; without it gloo's threads may abort at interpreter exit."""
-    if _initialised():
+    if joined():
         dist.destroy_process_group()
 
 
@@ -54,14 +74,14 @@ def all_reduce(values: list[float], device: torch.device | str, op: str = "sum")
     """Reduce a few float64 numbers over all ranks in one collective; `op` is sum, max or min."""
     ops = {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    if _initialised():
+    if joined():
         dist.all_reduce(tensor, ops[op])
     return tensor.tolist()
 
 
 def broadcast_object(value: T) -> T:
     """The object of rank 0, on every rank."""
-    if not _initialised():
+    if not joined():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -70,7 +90,7 @@ def broadcast_object(value: T) -> T:
 
 def gather_objects(value: T) -> list[T]:
     """The objects of all ranks, in their order, on every rank."""
-    if not _initialised():
+    if not joined():
         return [value]
     gathered: list[T] = [value] * dist.get_world_size()
     dist.all_gather_object(gathered, value)
@@ -92,7 +112,7 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except Exception as caught:  # passed on below, on every rank
         error = caught
-    if _initialised():
+    if joined():
         messages: list[str | None] = [None] * dist.get_world_size()
         dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
     else:

@@ -64,9 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run = load_config(options.run_file, options.set)
         if options.dry_run:
+            from pargo_ds.convert.trial.trial import export_says
             from pargo_ds.training.dry_run import describe
 
-            print(describe(run, options.ranks or distributed.world_size()))
+            print(describe(run, options.ranks or distributed.world_size(), lambda: export_says(run)))
         else:
             train(run, options.stop_after, options.profile)
         return DONE
@@ -195,6 +196,8 @@ def train_on(
     stage = zero_stage(settings)
     resume = store.find_resume(run_folder.checkpoints_dir(run))
     processor = assembly.build_processor(run)
+    if resume is None or resume[1].versions != store.versions():
+        try_what_follows(run, processor)
     model = assembly.build_model(run, processor, settings)
     table = apply_freezing(model, run.train)
     fingerprint = assembly.model_fingerprint(model)
@@ -239,6 +242,18 @@ def train_on(
         if profile is not None:
             profile.close()
     finish(run, stop, steps_done, total_steps)
+
+
+def try_what_follows(run: RunConfig, processor: Any) -> None:
+    """Export, reload and ask a tiny model of this kind, on rank 0; a fault ends the run before weights are loaded.
+
+    A run that continues with the same versions has done so when it began.
+    """
+    from pargo_ds.convert.trial.trial import try_export
+
+    said = distributed.together(lambda: try_export(run, processor) if distributed.is_main() else None)
+    if said is not None:
+        log.info(said)
 
 
 def build_saver(

@@ -51,7 +51,7 @@ def frozen_hashes(model: nn.Module) -> dict[str, str]:
     sums = torch.stack([_own_part(tensor, place) for place, tensor in enumerate(named.values())]) if named else None
     if sums is None:
         return {}
-    if dist.is_available() and dist.is_initialized():
+    if distributed.joined():
         dist.all_reduce(sums)
     return {name: describe(t, total) for (name, t), total in zip(named.items(), sums.tolist(), strict=True)}
 

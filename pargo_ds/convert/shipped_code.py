@@ -11,10 +11,11 @@ import shutil
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from pargo_ds import model
 from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor
+from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoImageProcessor, ParGoProcessor
 
 AUTO_MAP: dict[str, dict[str, type]] = {
     "config.json": {
@@ -23,6 +24,7 @@ AUTO_MAP: dict[str, dict[str, type]] = {
         "AutoModelForImageTextToText": ParGoForConditionalGeneration,
     },
     "processor_config.json": {"AutoProcessor": ParGoProcessor},
+    IMAGE_PROCESSOR_NAME: {"AutoImageProcessor": ParGoImageProcessor},
 }
 """Description file -> Auto class -> class; the same ones that pargo_ds.model registers."""
 
@@ -35,6 +37,8 @@ def ship_code(folder: Path) -> None:
     for path in code_files():
         shutil.copyfile(path, folder / path.name)
     for name, classes in AUTO_MAP.items():
+        if name == IMAGE_PROCESSOR_NAME and not (folder / name).exists():
+            continue  # an export from before there was one: processor_config.json says it all
         auto_map = {auto: f"{module_of(cls)}.{cls.__name__}" for auto, cls in classes.items()}
         _change(folder / name, auto_map)
 

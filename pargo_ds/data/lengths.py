@@ -10,7 +10,6 @@ run's cache. Columns stay on disk, mapped into memory.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -175,19 +174,12 @@ def one_a_machine(action: Callable[[], T]) -> None:
     distributed.together(lambda: action() if distributed.local_rank() == 0 else None)
 
 
-def text_fingerprint(processor: Any) -> str:
-    """The processor's fingerprint without what cannot change text: picture size, resizing, visual tokens."""
-    neutral = copy.copy(processor)
-    neutral.image_size, neutral.visual_tokens, neutral.resize = 0, 0, ""
-    return neutral.fingerprint()
-
-
 def _described(folder: ShardFolder, data: DataSection, processor: Any) -> dict[str, Any]:
     """What the lengths depend on, and the key made of it: nothing of this machine."""
     parts = {
         "version": SIDE_CAR_VERSION,
         "shards": index_hash(folder),
-        "processor": text_fingerprint(processor),
+        "processor": processor.fingerprint(pictures=False),
         "texts": text_settings(data),
     }
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]

@@ -47,8 +47,18 @@ def load_exported(folder: str | Path, device: str | None = None) -> tuple[Any, A
 
 
 def merge_adapter(model: Any, adapter: Path) -> None:
-    """Add an exported LoRA adapter into the LLM, where there is one; without it the LLM would answer untrained."""
-    if adapter.is_dir():
-        from peft import PeftModel
+    """Add an exported LoRA adapter into the LLM, where there is one; without it the LLM would answer untrained.
 
-        model.llm = PeftModel.from_pretrained(model.llm, adapter).merge_and_unload()
+    An adapter of word embeddings that are tied to the head, or of that head, stays beside its weight, which merging
+    would change for both.
+    """
+    if not adapter.is_dir():
+        return
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    adapted = PeftModel.from_pretrained(model.llm, adapter)  # puts LoRA into model.llm
+    ends = model.llm.get_input_embeddings(), model.llm.get_output_embeddings()
+    tied = model.llm.config.get_text_config().tie_word_embeddings
+    if not (tied and any(isinstance(end, LoraLayer) for end in ends)):
+        model.llm = adapted.merge_and_unload()

@@ -23,10 +23,9 @@ class TokenStatistics:
         self.tokens, self.trained, self.pictures = Distribution(), Distribution(), Distribution()
         self.too_long = 0
         self.faults, self.first_fault = Tally(), {}
-        self.odd_ends, self.ordinary_ends, self.special_in_text = Tally(), Tally(), Tally()
+        self.odd_ends, self.special_in_text = Tally(), Tally()
         self._stop_ids = set(processor.stop_token_ids)
-        self._special_ids = special_ids(processor.tokenizer)
-        names = processor.tokenizer.convert_ids_to_tokens(sorted(self._special_ids))
+        names = processor.tokenizer.convert_ids_to_tokens(sorted(special_ids(processor.tokenizer)))
         # added tokens of blanks (some code models have them) are no marks
         self._special = [name for name in names if name.strip() and name != IMAGE_PLACEHOLDER]
 
@@ -62,8 +61,6 @@ class TokenStatistics:
         for end in answer_ends(ids, labels):
             if end not in self._stop_ids:
                 self.odd_ends.add(repr(self.processor.decode([end])))
-            elif end not in self._special_ids:
-                self.ordinary_ends.add(repr(self.processor.decode([end])))
 
     @property
     def trained_share(self) -> float:
@@ -112,13 +109,11 @@ class TokenStatistics:
                 f"only {self.trained_share:.1%} of all tokens are trained on (expected {SMALLEST_TRAINED_SHARE:.0%} or "
                 "more): the texts are very short beside the visual tokens, or the template hides the answers"
             )
-        for ends, what in (
-            (self.odd_ends, "no end of turn, so the model would not learn to stop"),
-            (self.ordinary_ends, "an ordinary token as their end of turn, which may also come inside an answer"),
-        ):
-            if ends.total:
-                shown = ", ".join(f"{count:,} in {token}" for token, count in ends.rows(3))
-                found.append(f"{ends.total:,} answers end in {what}: {shown}")
+        if self.odd_ends.total:
+            shown = ", ".join(f"{count:,} in {token}" for token, count in self.odd_ends.rows(3))
+            found.append(
+                f"{self.odd_ends.total:,} answers end in no end of turn, so the model would not learn to stop: {shown}"
+            )
         if self.special_in_text.total:
             shown = ", ".join(f"{token} in {count:,}" for token, count in self.special_in_text.rows(5))
             found.append(f"special tokens of the tokenizer stand in texts, where they act as its own: {shown}")

@@ -1,6 +1,12 @@
 """The model: everything in this folder ships with the weights. Importing it registers the Auto classes."""
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from .configuration_pargo import (
     IGNORE_INDEX,
@@ -9,6 +15,7 @@ from .configuration_pargo import (
     ParGoProjectorConfig,
     ParGoVisionConfig,
 )
+from .image_processing_pargo import ParGoImageProcessor
 from .modeling_pargo import ParGoForConditionalGeneration
 from .outputs_pargo import ParGoOutput
 from .processing_pargo import ParGoProcessor
@@ -26,6 +33,7 @@ __all__ = [
     "PROJECTORS",
     "ParGoConfig",
     "ParGoForConditionalGeneration",
+    "ParGoImageProcessor",
     "ParGoOutput",
     "ParGoProcessor",
     "ParGoProjectorConfig",
@@ -41,11 +49,12 @@ __all__ = [
 
 
 def register() -> None:
-    """Make AutoConfig, AutoModelForImageTextToText, AutoModelForCausalLM and AutoProcessor know model_type "pargo"."""
+    """Make the Auto classes of configuration, model, processor and image processor know model_type "pargo"."""
     AutoConfig.register(ParGoConfig.model_type, ParGoConfig, exist_ok=True)
     AutoModelForImageTextToText.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
     AutoModelForCausalLM.register(ParGoConfig, ParGoForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(ParGoConfig, ParGoProcessor, exist_ok=True)
+    AutoImageProcessor.register(ParGoConfig, slow_image_processor_class=ParGoImageProcessor, exist_ok=True)
 
 
 register()

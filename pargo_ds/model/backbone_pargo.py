@@ -40,7 +40,7 @@ class ParGoBackbone:
             input_ids, attention_mask, position_ids, one_cache(past_key_values, cache), inputs_embeds, pixel_values,
             cu_seqlens, max_seqlen, use_cache, image_mask,
         )  # fmt: skip
-        return whole._decode(llm_inputs | kwargs)
+        return whole.run_decoder(llm_inputs | kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._whole, name)

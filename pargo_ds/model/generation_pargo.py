@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.cache_utils import DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
@@ -36,6 +37,8 @@ class ParGoGenerationMixin(GenerationMixin):
         Raises:
             ValueError: pictures and placeholders do not match.
         """
+        if not self._takes_common_cache():
+            kwargs["use_cache"] = False  # each token costs a forward over all before it, the answer is the same
         inside = self.config.image_token_id < self.config.get_text_config().vocab_size
         if inside:
             generation_config = self._without_image_token(generation_config, kwargs)
@@ -52,6 +55,20 @@ class ParGoGenerationMixin(GenerationMixin):
             kwargs["streamer"] = _PromptAsAsked(kwargs["streamer"], inputs)
         known = _with_stand_ins(inputs, kwargs["image_mask"], kwargs.get("attention_mask"))
         return _with_prompt(super().generate(known, generation_config, *args, **kwargs), inputs)
+
+    def _takes_common_cache(self) -> bool:
+        """Whether transformers' own cache fits the LLM.
+
+        State-space hybrids of transformers 4.57, MiniMax and Mamba keep states in classes of their own, or in one that
+        does not count tokens.
+        """
+        if not self.llm._supports_default_dynamic_cache():  # not public; the same name from 4.57 to 5.24
+            return False
+        try:
+            DynamicCache(config=self.config.get_text_config()).get_seq_length()
+        except ValueError:
+            return False
+        return True
 
     def _without_image_token(
         self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]

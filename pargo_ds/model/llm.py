@@ -50,6 +50,8 @@ def switch_off_noise(part: nn.Module) -> None:
 
 def decoder_of(llm: PreTrainedModel) -> nn.Module:
     """The LLM without its head; it returns `last_hidden_state`."""
+    if hasattr(llm, "get_base_model"):  # peft's wrapper of an LLM
+        llm = llm.get_base_model()
     # Each of them gives the whole LLM, head included, in some families that never defined it.
     found = (llm.base_model, llm.get_decoder(), getattr(llm, "model", llm))
     return next((decoder for decoder in found if decoder is not llm), llm)

@@ -7,7 +7,6 @@ Sizes come from the configuration and every part is called as a module, so that 
 forward with pictures runs vision, projector, LLM and head once on every rank.
 """
 
-import copy
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
 from .generation_pargo import ParGoGenerationMixin
+from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
 from .llm import decoder_of, embedding_scale, final_logits, run_llm, run_packed_llm
@@ -73,12 +73,19 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             self.llm = AutoModelForCausalLM.from_config(config.text_config, dtype=torch.get_default_dtype())
         else:
             self.llm = llm
-            self.generation_config = copy.deepcopy(llm.generation_config)
+            self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
         self._packings: dict[int, Packing] = {}
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """False, so that transformers 5 lets the LLM's own class fill buffers that no file holds (Falcon-H1's
+        multipliers were uninitialised memory). What custom code risks, new values in loaded weights, cannot happen
+        here: all initialisation goes through torch.nn.init, which transformers guards."""
+        return False
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialise projector modules; encoder and LLM bring their own initialisation."""
@@ -136,7 +143,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         self.llm.set_output_embeddings(value)
 
     def get_decoder(self) -> nn.Module:
-        return self.llm.get_decoder()
+        return decoder_of(self.llm)
 
     @property
     def language_model(self) -> nn.Module:
@@ -244,7 +251,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         use_cache: bool | None,
         image_mask: torch.Tensor | None,
     ) -> dict[str, Any]:
-        """Keyword arguments of the LLM, for those of `forward`."""
+        """Keyword arguments of `run_decoder`, for those of `forward`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         packed: dict[str, Any] = {}
@@ -264,7 +271,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             "inputs_embeds": inputs_embeds,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            cache_argument(type(decoder_of(self.llm))): past,
+            cache_argument(type(self.get_decoder())): past,
             "use_cache": use_cache,
             **packed,
         }
@@ -349,8 +356,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         self._packings[longest] = found
         return found
 
-    def _decode(self, llm_inputs: dict[str, Any]) -> ModelOutput:
-        """The LLM's output up to its head, by the road that is exact for packed rows when the row is one."""
+    def run_decoder(self, llm_inputs: dict[str, Any]) -> ModelOutput:
+        """The LLM without its head, on what `_llm_inputs` gave; `last_hidden_state` `(rows, tokens, llm_dim)`."""
         cu_seqlens, max_seqlen = llm_inputs.pop("cu_seqlens", None), llm_inputs.pop("max_seqlen", None)
         if cu_seqlens is None:
             return run_llm(self.llm, **llm_inputs)
@@ -370,7 +377,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         `kept`: the last positions (int, 0 = all) or an index tensor -> logits `(rows, kept, vocabulary)`; or a
         bool mask `(rows, tokens)` -> `(marked positions, vocabulary)`.
         """
-        outputs = self._decode(llm_inputs)
+        outputs = self.run_decoder(llm_inputs)
         hidden = outputs.last_hidden_state
         by_mask = isinstance(kept, torch.Tensor) and kept.dtype == torch.bool
         # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).

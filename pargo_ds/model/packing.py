@@ -239,6 +239,6 @@ def _refusal(
         shown = "; ".join(f"{road}: {fault}" for road, fault in zip(ROADS, faults, strict=True))
     return (
         f"the LLM ({config.model_type}) cannot train on packed samples exactly with transformers "
-        f"{transformers.__version__} ({shown}); choose another LLM: docs/models.md lists families "
-        "that can"
+        f"{transformers.__version__} ({shown}); docs/models.md lists families and "
+        "versions that can"
     )

@@ -3,6 +3,10 @@
 Axes: a picture is `(3, height, width)` uint8 RGB, or a PIL picture that becomes one.
 """
 
+import base64
+import binascii
+import io
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +16,14 @@ from PIL import Image, ImageOps
 from torch.nn import functional
 
 from .configuration_pargo import IMAGE_PLACEHOLDER
+from .masks import CASCADES  # noqa: F401  (configuration_pargo needs the file: see modeling_pargo)
 
 RESIZES = ("stretch", "crop", "pad")
 PAD_GREY = 127
 PIXEL_VERSION = "torch uint8 bicubic antialias"
 """Names the code that makes the pixels, for fingerprints: a change of the pixels changes it."""
+CHANNELS = (1, 3, 4)
+DOWNLOAD_TIMEOUT_S = 30
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -77,13 +84,87 @@ def _resized(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     return functional.interpolate(pixels[None], size, mode="bicubic", antialias=True)[0].contiguous()
 
 
+# What a caller may hand over as a picture
+
+
+def open_picture(picture: Any, channels: str | None = None) -> Image.Image | torch.Tensor:
+    """Whatever stands for a picture -> what `to_pixels` takes.
+
+    Args:
+        picture: a PIL picture, a path, an http(s) address, base64 text (also `data:image/...;base64,...`), or
+            uint8 numbers of numpy or torch, `(height, width)` or with 1, 3 or 4 channels, first or last.
+        channels: "channels_first" or "channels_last", for numbers whose shape leaves it open.
+
+    transformers' `load_image` reads most of these too, but lays transparency onto black.
+
+    Raises:
+        ValueError: numbers that are not uint8 or have another shape, text that names no picture.
+        OSError: a file or an address that cannot be read.
+    """
+    if isinstance(picture, Image.Image):
+        return picture
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        return _from_numbers(torch.as_tensor(picture), channels)
+    if isinstance(picture, Path):
+        return Image.open(picture)
+    if isinstance(picture, str):
+        return _from_text(picture)
+    raise ValueError(f"a picture of type {type(picture).__name__}: expected a PIL picture, a path, an address or uint8")
+
+
+def _from_text(text: str) -> Image.Image:
+    if text.startswith(("http://", "https://")):
+        request = urllib.request.Request(text, headers={"User-Agent": "ParGo"})  # some hosts refuse Python's own
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_TIMEOUT_S) as answer:
+            return Image.open(io.BytesIO(answer.read()))
+    inline = text.startswith("data:image/")
+    # Asking the file system for a name of megabytes is an error of its own.
+    if not inline and len(text) < 4096 and Path(text).is_file():
+        return Image.open(text)
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2] if inline else text, validate=not inline)))
+    except (binascii.Error, OSError) as error:
+        raise ValueError(
+            f"'{text[:80]}' is no picture: expected the path of a file, an http(s) address or base64 ({error})"
+        ) from error
+
+
+def _from_numbers(numbers: torch.Tensor, channels: str | None) -> Image.Image | torch.Tensor:
+    shape = tuple(numbers.shape)
+    if numbers.dtype != torch.uint8 or numbers.ndim not in (2, 3) or 0 in shape:
+        raise ValueError(
+            f"a picture of type {numbers.dtype} and shape {shape}: expected torch.uint8 or numpy.uint8, 0 to 255, "
+            "(height, width), (channels, height, width) or (height, width, channels); numbers from 0 to 1 become "
+            "such ones by (255 * picture).round().astype('uint8')"
+        )
+    if numbers.ndim == 2:
+        return Image.fromarray(numbers.cpu().numpy())
+    if channels is None and shape[0] in CHANNELS and shape[-1] in CHANNELS:
+        raise ValueError(
+            f"a picture of shape {shape} may have its channels first or last: say which, by "
+            "images_kwargs={'input_data_format': 'channels_first'} or 'channels_last'"
+        )
+    first = channels == "channels_first" if channels else shape[0] in CHANNELS
+    rows = numbers.permute(1, 2, 0) if first else numbers  # (height, width, channels)
+    if rows.shape[2] not in CHANNELS:
+        raise ValueError(f"a picture of shape {shape}: expected 1, 3 or 4 channels, first or last")
+    if rows.shape[2] == 3:
+        return rows.permute(2, 0, 1).cpu()  # (3, height, width)
+    return Image.fromarray(rows.squeeze(2).contiguous().cpu().numpy())
+
+
 def _is_picture(value: Any) -> bool:
-    return isinstance(value, (Image.Image, str, Path)) or (isinstance(value, torch.Tensor) and value.ndim == 3)
+    numbers = isinstance(value, (np.ndarray, torch.Tensor)) and value.ndim in (2, 3)
+    return numbers or isinstance(value, (Image.Image, str, Path))
 
 
-def open_picture(picture: Image.Image | torch.Tensor | str | Path) -> Image.Image | torch.Tensor:
-    """The picture itself, or the file that a path names."""
-    return Image.open(picture) if isinstance(picture, (str, Path)) else picture
+def flat_pictures(images: Any) -> list[Any]:
+    """One picture, a list, a list of lists, or numbers with an axis for pictures -> a flat list in order."""
+    if images is None:
+        return []
+    if _is_picture(images) or not isinstance(images, (list, tuple, np.ndarray, torch.Tensor)):
+        return [images]
+    return [picture for entry in images for picture in flat_pictures(entry)]
 
 
 def match_pictures(images: Any, placeholders: list[int]) -> list[Any]:

@@ -159,7 +159,7 @@ class _Shrinking:
         if _is_limit(key):
             return self.limit(key, value)
         if re.fullmatch("(.*_)?(num_key_value_heads|num_kv_heads|kv_n_heads)", key):
-            return min(value, HEADS // 2 if value != self.heads else HEADS)
+            return min(value, HEADS if self.heads in (None, value) else HEADS // 2)
         for pattern, size in SIZES:
             if re.fullmatch(pattern, key):
                 return size(value)

@@ -150,14 +150,22 @@ def build_model(
     Raises ConfigError when weights and run file do not belong together.
     """
     prove_llm(run, llm_config(run))  # before weights are loaded, which may take long
-    torch.manual_seed(run.seed)  # every rank draws the same projector
     zero3 = settings if settings is not None and zero_stage(settings) == 3 else None
-    model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
-    cast_as_loaded(model, dtype_of(run))
+    model = load_model(run, processor, zero3)
     model.set_attention(**run.attention.model_dump())
     if run.train.activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     torch.manual_seed(run.seed + 1 + distributed.rank())  # dropout differs by rank
+    return model
+
+
+def load_model(
+    run: RunConfig, processor: ParGoProcessor, zero3: dict[str, Any] | None
+) -> ParGoForConditionalGeneration:
+    """The model with its weights in the run's precision. Raises as build_model does."""
+    torch.manual_seed(run.seed)  # every rank draws the same projector
+    model = load_exported(run, zero3) if run.start_from is not None else assemble_parts(run, processor, zero3)
+    cast_as_loaded(model, dtype_of(run))
     return model
 
 

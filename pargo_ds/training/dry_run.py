@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import yaml
 
 from pargo_ds.config import RunConfig
@@ -11,8 +13,10 @@ from pargo_ds.training.freezing import PartCount, apply_freezing, format_table
 from pargo_ds.training.meters import FlopModel
 
 
-def describe(run: RunConfig, world_size: int) -> str:
+def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) -> str:
     """The resolved run, freeze table, batch arithmetic and memory of the model's states, as text.
+
+    `export_says`: tries export (or says why not) after all else was checked; convert lies above training.
 
     Raises ConfigError or ValueError for whatever would stop the run later.
     """
@@ -36,6 +40,8 @@ def describe(run: RunConfig, world_size: int) -> str:
         f"vision {flops.vision_per_image / 1e9:,.1f} GFLOP per picture, projector "
         f"{flops.projector_per_image / 1e9:,.1f} GFLOP per picture, "
         f"LLM {flops.llm_per_token / 1e9:,.2f} GFLOP per token",
+        "\n# export",
+        export_says(),
         "\ndry run: no fault found",
     ]
     return "\n".join(sections)

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from pargo_ds.config import PARTS, PartSection, TrainSection
 from pargo_ds.model.llm import switch_off_noise
+
+LINEAR = (nn.Linear, Conv1D)
+"""Conv1D is GPT-2's linear layer."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,51 @@ def add_lora(llm: nn.Module, section: PartSection) -> None:
     dtype for all that trains (peft's usual fp32 adapters fail beside bf16 weights)."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    lora = section.lora
-    targets = lora.targets
-    if targets == "all-linear":
-        head = llm.get_output_embeddings()
-        targets = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear) and m is not head}
-        )
+    lora, linears = section.lora, all_linear(llm)
+    targets = linears if lora.targets == "all-linear" else lora.targets
     config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets)
     try:
         inject_adapter_in_model(config, llm)
     except ValueError as error:
-        linears = sorted({n.rsplit(".", 1)[-1] for n, m in llm.named_modules() if isinstance(m, nn.Linear)})
         raise ValueError(f"train.llm.lora.targets {targets}: {error}; linear layers here: {linears}") from error
+    check_shared(llm)
     dtype = next(p.dtype for n, p in llm.named_parameters() if "lora_" not in n)
     for name, parameter in llm.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
+
+
+def all_linear(llm: nn.Module) -> list[str]:
+    """The names by which peft finds every linear layer but the head. Subclasses are left out: Llama 4's router is one,
+    and returns more than a tensor."""
+    head = llm.get_output_embeddings()
+    names = [name for name, module in llm.named_modules() if type(module) in LINEAR and module is not head]
+    # A layer of a list has a number for a name, which others have as well.
+    return sorted({name if name.rsplit(".", 1)[-1].isdigit() else name.rsplit(".", 1)[-1] for name in names})
+
+
+def check_shared(llm: nn.Module) -> None:
+    """ValueError where an adapter lies on one of several uses of a weight, which merging it would change as well.
+
+    Word embeddings that are tied to the head may have one: a merged export unties them. So may a layer that is used
+    several times as a whole, since its adapter is used as often.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    names: dict[int, list[str]] = {}
+    for name, parameter in llm.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for layer_name, layer in llm.named_modules():
+        if not isinstance(layer, LoraLayer) or layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+            continue
+        for kind, parameter in layer.get_base_layer().named_parameters(recurse=False):
+            inside = f".base_layer.{kind}"
+            for name in names[id(parameter)]:
+                if not name.endswith(inside) or llm.get_submodule(name.removesuffix(inside)) is not layer:
+                    raise ValueError(
+                        f"train.llm.lora.targets: {layer_name} shares its {kind} with {name}, which would change when "
+                        "LoRA is merged; leave it out of targets"
+                    )
 
 
 def freeze_table(model: nn.Module, train: TrainSection) -> list[PartCount]:

@@ -265,6 +265,21 @@ def test_finishing_twice_changes_nothing(make_export, tmp_path):
     assert {name for name in before if before[name] != once[name]} == set(AUTO_MAP)
 
 
+def test_an_export_from_before_there_was_an_image_processor_is_finished_and_read(make_export, picture, tmp_path):
+    folder = make_export(tmp_path / "export", {"model_type": "llama"})
+    wanted = ParGoProcessor.from_pretrained(folder).fingerprint()
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    description = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    description |= {name: settings[name] for name in ("image_size", "resize")}
+    (folder / "processor_config.json").write_text(json.dumps(description))
+    finish_folder(folder)
+    python = clean_environment(tmp_path / "clean", ENOUGH)
+    answer_elsewhere(python, picture, [folder], tmp_path / "home")
+    assert_same_as_here(folder, picture)
+    assert ParGoProcessor.from_pretrained(folder).fingerprint() == wanted
+
+
 def test_auto_map_names_classes_that_are_in_the_shipped_files(whole):
     find: Callable[[str], str] = {path.stem: path.read_text() for path in code_files()}.__getitem__
     for name, classes in AUTO_MAP.items():

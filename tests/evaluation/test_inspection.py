@@ -198,15 +198,14 @@ def test_an_end_of_turn_that_is_not_trained_is_told(encoding: Encoding, monkeypa
     assert "1 in '.'" in statistics.smells()[0]
 
 
-def test_an_end_of_turn_of_ordinary_text_is_told(tokenizer_folder: Path, encoding: Encoding) -> None:
+def test_an_end_of_turn_of_ordinary_text_is_refused(tokenizer_folder: Path, encoding: Encoding) -> None:
     template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}#{% endfor %}"
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     other = ParGoProcessor(AutoTokenizer.from_pretrained(tokenizer_folder), visual_tokens=6, chat_template=template)
-    smells = token_smells(Encoding(other, encoding.data, encoding.batch), sample("a", captions={"coarse": "A cat."}))
-    assert "an ordinary token as their end of turn" in smells
-    assert "'#'" in smells
+    with pytest.raises(ValueError, match="writes nothing after the answer of turn 1 that could end it"):
+        token_smells(Encoding(other, encoding.data, encoding.batch), sample("a", captions={"coarse": "A cat."}))
 
 
 def test_a_small_trained_share_is_told(tokenizer_folder: Path, encoding: Encoding) -> None:

@@ -165,7 +165,7 @@ def test_entry_files_of_remote_code_import_all_they_need_directly():
     def closure(name: str) -> set[str]:
         return direct(name).union(*(closure(sibling) for sibling in direct(name)))
 
-    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo"):
+    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo", "image_processing_pargo"):
         assert closure(entry) == direct(entry), entry
 
 

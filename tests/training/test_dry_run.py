@@ -1,10 +1,14 @@
 """--dry-run of every shipped run file: no GPU, no weights, no network."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny import ROOT, run_command
+from transformers import AutoConfig
 
 from pargo_ds.config import ConfigError, parse_config
 from pargo_ds.train import check_inputs, main
@@ -79,3 +83,40 @@ def test_a_start_folder_that_keeps_lora_apart_is_refused(tiny_run, tmp_path):
     run = parse_config({**tiny_run, "start_from": str(tmp_path)}, source="tiny.yaml")
     with pytest.raises(ConfigError, match="keeps LoRA apart in adapter/.*--merge-lora"):
         check_inputs(run)
+
+
+@pytest.fixture
+def unusable(tiny_run, tokenizer_folder, tmp_path):
+    """A run file whose LLM has settings with which transformers cannot generate."""
+    llm = tmp_path / "llm"
+    shutil.copytree(tokenizer_folder, llm)
+    AutoConfig.for_model(**tiny_run["llm"]["architecture"]).save_pretrained(llm)
+    (llm / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.0}')
+    run = {**tiny_run, "llm": {"name": str(llm)}, "output": str(tmp_path / "runs")}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return path
+
+
+SAID = "this run would end with weights that cannot be used; tried on a tiny model of the same kind, using its export "
+
+
+def test_dry_run_tries_the_export_where_the_files_are_there(unusable, capsys):
+    settings = unusable.parent / "llm/generation_config.json"
+    assert main([str(unusable), "--dry-run", "--ranks", "1"]) == 2
+    assert SAID + "fails: ValueError: `temperature`" in capsys.readouterr().err
+    settings.write_text('{"temperature": 0.9, "top_p": 0.6}')
+    assert main([str(unusable), "--dry-run", "--ranks", "1"]) == 0
+    assert "a tiny model of this kind reloaded and asked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_run_that_could_not_be_exported_ends_with_status_2_before_weights_are_loaded(unusable, ranks):
+    """The LLM's folder holds no weights at all: to look for them would be another error."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    process = run_command([sys.executable, *launcher, "-m", "pargo_ds.train", str(unusable)])
+    assert SAID in process.stderr
+    assert "safetensors" not in process.stderr
+    state = json.loads((unusable.parent / "runs/tiny/state.json").read_text())
+    assert (state["state"], state["restart"]) == ("failed", False)
+    assert process.returncode == (2 if ranks == 1 else 1)  # launchers report 1 for every status but 0

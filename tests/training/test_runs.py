@@ -12,6 +12,7 @@ from tiny import metrics, run_command
 
 from pargo_ds.checkpoint.manifest import newest, read_manifest
 from pargo_ds.config import parse_config
+from tests.model.llm_families import architecture
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_fp32.json"
 # Stored with torch 2.15 on one machine, where it is met exactly. Sums in another order (other attention backends, two
@@ -98,6 +99,21 @@ def test_only_what_should_train_changes_and_the_export_equals_the_trained_model(
     assert_held_out_loss(tmp_path / "plain", run_dir, adapter=tmp_path / "plain" / "adapter")
 
 
+def test_a_hybrid_llm_trains_on_padded_rows_the_same_on_any_ranks_and_exports_what_it_trained(launch, tmp_path):
+    """Jamba's state-space layers would mix the samples of one row."""
+    sizes = {"num_hidden_layers": 2, "vocab_size": 400, "max_position_embeddings": 128, "attention_dropout": 0.0}
+    llm = {"architecture": {**architecture("jamba"), **sizes, "model_type": "jamba"}}
+    curves = []
+    for ranks in (1, 2):
+        process, run_dir = launch(ranks, {"name": f"jamba_{ranks}", "llm": llm})
+        succeeded(process)
+        assert "packed samples: rows (packed: logits differ from those of each sample alone by" in process.stderr
+        curves.append(losses(run_dir))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-5)  # measured 2e-7
+    export(run_dir, tmp_path / "export")
+    assert_held_out_loss(tmp_path / "export", run_dir, padded_rows=True)
+
+
 def initial_weights(run_dir):
     """What the run started from: assembled again from its own configuration, without DeepSpeed."""
     import yaml
@@ -110,7 +126,7 @@ def initial_weights(run_dir):
     return {name: tensor for name, tensor in model.state_dict().items() if name != tied}
 
 
-def assert_held_out_loss(folder, run_dir, adapter=None):
+def assert_held_out_loss(folder, run_dir, adapter=None, padded_rows=False):
     """The exported model has the held-out loss that the trained one reported."""
     import yaml
 
@@ -125,8 +141,9 @@ def assert_held_out_loss(folder, run_dir, adapter=None):
         model.llm = PeftModel.from_pretrained(model.llm, adapter)
     processor = ParGoProcessor.from_pretrained(folder)
     batches = held_out_batches(
-        run.data.held_out, run.data, run.batch, processor, packs=4, rank=0, world_size=1, cache_dir=run_dir / "cache"
-    )
+        run.data.held_out, run.data, run.batch, processor, packs=4, rank=0, world_size=1, cache_dir=run_dir / "cache",
+        padded_rows=padded_rows,
+    )  # fmt: skip
     with torch.no_grad():
         total = sum(float(model(**b.model_inputs("cpu"), num_items_in_batch=1.0).loss) for b in batches)
     mine = total / sum(b.num_targets for b in batches)

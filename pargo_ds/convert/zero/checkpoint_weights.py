@@ -25,6 +25,7 @@ from pargo_ds.convert.zero.lora_adapter import LoraAdapter
 from pargo_ds.convert.zero.model_card import NOT_VERIFIED, model_card
 from pargo_ds.convert.zero.skeleton import build_skeleton
 from pargo_ds.model import ParGoProcessor
+from pargo_ds.model.generation_settings import taken_over
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
 
@@ -74,15 +75,17 @@ class CheckpointWeights(WeightSource):
         self.frozen = self._find_frozen(values)
         self._measure_embedding()
         self.not_verified = self._verify()
+        has_lora = self.run.train.llm.mode == "lora"
+        self.adapter = LoraAdapter(self.model, self.files.read, self.dtype, self.where) if has_lora else None
+        self.lora = lora if has_lora else None
+        if self.lora == "merged":
+            self._untie(aliases)
         self.specs = {
             name: Spec(
                 tuple(values[full].shape), self.dtype if values[full].is_floating_point() else values[full].dtype
             )
             for name, full in self._full.items()
         }
-        has_lora = self.run.train.llm.mode == "lora"
-        self.adapter = LoraAdapter(self.model, self.files.read, self.dtype, self.where) if has_lora else None
-        self.lora = lora if has_lora else None
         if wait:
             self.files.check()
 
@@ -135,6 +138,16 @@ class CheckpointWeights(WeightSource):
             f"{assembly.frozen_sources(self.run)}; put back what the run was trained with"
         )
 
+    def _untie(self, aliases: Mapping[str, str]) -> None:
+        """One weight under two names becomes two when an adapter is merged into it under one of them: an adapter of the
+        word embeddings leaves the head as it is, and the other way round. Nothing else of a model is tied so, or
+        training would not have begun (freezing.add_lora)."""
+        for second, first in aliases.items():
+            names = [full.replace(BASE_LAYER, "") for full in (first, second)]
+            if any(name.removesuffix(".weight") in self.adapter.layers for name in names):
+                self._full[names[1]] = first
+                self.config.tie_word_embeddings = self.config.text_config.tie_word_embeddings = False
+
     def _values(self, name: str) -> torch.Tensor:
         """By its exported name, without its adapter: fp32 where it trained, else in the run's precision."""
         full = self._full[name]
@@ -142,7 +155,7 @@ class CheckpointWeights(WeightSource):
             return self.files.read(full)
         if full in self.files.others:
             return self.frozen.cast(self.files.read(full))
-        return self.frozen.read(name)
+        return self.frozen.read(full.replace(BASE_LAYER, ""))
 
     def read(self, name: str) -> torch.Tensor:
         values = self._values(name)
@@ -158,7 +171,7 @@ class CheckpointWeights(WeightSource):
         elif full in self._trained:
             pieces = self.files.pieces(full)
         else:
-            pieces = map(self.frozen.cast, self.frozen.stored(name).reshape(-1).split(PIECE))
+            pieces = map(self.frozen.cast, self.frozen.stored(full.replace(BASE_LAYER, "")).reshape(-1).split(PIECE))
         return (piece.to(self.specs[name].dtype) for piece in pieces)
 
     def merges(self, name: str) -> bool:
@@ -180,7 +193,7 @@ class CheckpointWeights(WeightSource):
         return self._processor
 
     def write_description(self, folder: Path) -> None:
-        config, generation = self.model.config, self.model.generation_config
+        config, generation = self.model.config, taken_over(self.model.generation_config)
         config.architectures = [type(self.model).__name__]
         config.dtype = str(self.dtype).removeprefix("torch.")
         # Answers end with the prompt's end-of-turn token, whatever the LLM's own file says.

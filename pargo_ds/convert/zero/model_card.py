@@ -75,7 +75,7 @@ def _usage(lora: str | None) -> str:
         """
 from peft import PeftModel
 
-model.llm = PeftModel.from_pretrained(model.llm, f"{folder}/adapter").merge_and_unload()
+PeftModel.from_pretrained(model.llm, f"{folder}/adapter")  # puts LoRA into model.llm
 """
         if lora == "apart"
         else ""

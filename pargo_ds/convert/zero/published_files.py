@@ -40,19 +40,19 @@ class PublishedFiles:
     def find(cls, name: str, revision: str | None = None) -> PublishedFiles | None:
         """The weights that from_pretrained takes for a folder or hub name; None when they are not safetensors, or an
         adapter lies over them."""
-        if _fetch(name, revision, ADAPTER_CONFIG) is not None:
+        if fetch_file(name, revision, ADAPTER_CONFIG) is not None:
             return None
-        single = _fetch(name, revision, SINGLE)
+        single = fetch_file(name, revision, SINGLE)
         if single is not None:
             return cls([single])
-        index = _fetch(name, revision, INDEX)
+        index = fetch_file(name, revision, INDEX)
         if index is None:
             return None
         try:
             files = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{index} is damaged: {error}") from error
-        found = {file: _fetch(name, revision, file) if Path(file).name == file else None for file in files}
+        found = {file: fetch_file(name, revision, file) if Path(file).name == file else None for file in files}
         if missing := [file for file, path in found.items() if path is None]:
             raise CheckpointError(f"{index} names {', '.join(missing)}, which are not there; did a download stop?")
         return cls([path for path in found.values() if path is not None])
@@ -86,7 +86,7 @@ class PublishedFiles:
         return None
 
 
-def _fetch(name: str, revision: str | None, file: str) -> Path | None:
+def fetch_file(name: str, revision: str | None, file: str) -> Path | None:
     """The file of a folder, or of the hub (downloaded unless it is in the cache); None when there is no such file."""
     folder = Path(name)
     if folder.is_dir():
