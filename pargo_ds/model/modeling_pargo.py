@@ -116,6 +116,20 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         if hasattr(self.projector, "set_attention"):
             self.projector.set_attention(self.attention)
 
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str], **kwargs: Any) -> None:
+        """transformers' choice for encoder and LLM: one word, or a dict with `vision_config` and `text_config`."""
+        by_part = attn_implementation
+        if isinstance(by_part, str):
+            by_part = dict.fromkeys(("", "text_config", "vision_config"), by_part)
+        # transformers looks for the encoder among its own models, in which the tower is none.
+        encoder = by_part.get("vision_config")
+        super().set_attn_implementation({k: v for k, v in by_part.items() if k != "vision_config"}, **kwargs)
+        if encoder is not None and isinstance(self.vision.backbone, PreTrainedModel):
+            self.vision.backbone.set_attn_implementation(encoder, **kwargs)
+            self.config.vision_config._attn_implementation = encoder
+        use_packed_attention(self.llm)
+        self._packings.clear()
+
     def get_input_embeddings(self) -> nn.Module:
         return self.llm.get_input_embeddings()
 

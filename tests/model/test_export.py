@@ -199,6 +199,7 @@ def test_an_attention_implementation_reaches_the_encoder_and_the_llm(model, tmp_
     assert implementations(None) == ("sdpa", "pargo_packed")
     assert implementations({"vision_config": "eager", "text_config": "sdpa"}) == ("eager", "pargo_packed")
     assert implementations({"vision_config": "sdpa", "text_config": "eager"}) == ("sdpa", "eager")
-    model.set_attn_implementation("eager")
-    assert model.vision.backbone.config._attn_implementation == "eager"
-    assert model.llm.config._attn_implementation == "eager"
+    for choice, expected in {"eager": ("eager", "eager"), "sdpa": ("sdpa", "pargo_packed")}.items():
+        model.set_attn_implementation(choice)
+        assert model.vision.backbone.config._attn_implementation == expected[0]
+        assert model.llm.config._attn_implementation == expected[1]
