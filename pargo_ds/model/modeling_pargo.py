@@ -124,8 +124,9 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         # transformers looks for the encoder among its own models, in which the tower is none.
         encoder = by_part.get("vision_config")
         super().set_attn_implementation({k: v for k, v in by_part.items() if k != "vision_config"}, **kwargs)
-        if encoder is not None and isinstance(self.vision.backbone, PreTrainedModel):
-            self.vision.backbone.set_attn_implementation(encoder, **kwargs)
+        if encoder is not None and self.config.vision_config.library == "transformers":
+            # Its layers share this configuration; under 4.57 CLIP's inner encoder has no method for it.
+            self.vision.backbone.config._attn_implementation = encoder
             self.config.vision_config._attn_implementation = encoder
         use_packed_attention(self.llm)
         self._packings.clear()

@@ -270,7 +270,7 @@ class ParGoProcessor(ProcessorMixin):
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = False,
-        return_dict: bool | None = None,
+        return_dict: bool | None = True,
         return_tensors: str | None = None,
         return_assistant_tokens_mask: bool = False,
         processor_kwargs: Mapping[str, Any] | None = None,
@@ -284,7 +284,7 @@ class ParGoProcessor(ProcessorMixin):
         Args:
             chat_template: another template, or the name of one, for this call; its text is taken as it is.
             continue_final_message: end within the last answer, so that the model goes on with it.
-            return_dict: a batch, or its ids alone. None: a batch where there are pictures, which ids would lose.
+            return_dict: a batch, or with False its ids alone. Other processors default to False, and lose pictures.
             return_assistant_tokens_mask: add `assistant_masks`, 1 where `encode_conversation` has labels; of another
                 chat_template its {% generation %} blocks.
             processor_kwargs: options of `__call__`; they may also stand in kwargs.
@@ -313,7 +313,7 @@ class ParGoProcessor(ProcessorMixin):
         masks = [self._expand(ids, [int(value) for value in mask]) for ids, mask in marked]
         extra = {"assistant_masks": masks} if return_assistant_tokens_mask else {}
         batch = self._batch(rows, extra, pictures, {"return_tensors": return_tensors} | given)
-        whole = bool(pictures) if return_dict is None else return_dict
+        whole = return_dict is None or return_dict
         return batch if whole else batch["input_ids"]
 
     def _face(

@@ -204,9 +204,9 @@ def test_content_may_be_parts_in_every_turn(processor, picture):
 
 def test_a_chat_gives_a_batch_or_its_ids(processor, picture):
     text = [{"role": "user", "content": "Describe."}]
-    assert processor.apply_chat_template(text, tokenize=True) == [processor.encode_conversation(text)[0]]
-    whole = processor.apply_chat_template(text, tokenize=True, return_dict=True)
-    assert set(whole) == {"input_ids", "attention_mask"}
+    ids = processor.apply_chat_template(text, tokenize=True, return_dict=False)
+    assert ids == [processor.encode_conversation(text)[0]]
+    assert set(processor.apply_chat_template(text, tokenize=True)) == {"input_ids", "attention_mask"}
     # Ids alone would lose the picture, so they are given only when they are asked for.
     assert "pixel_values" in processor.apply_chat_template(QUESTION, images=picture(), tokenize=True)
     ids = processor.apply_chat_template(QUESTION, images=picture(), tokenize=True, return_dict=False)
