@@ -97,12 +97,13 @@ test_only() { # KIND SCRIPT [OPTIONS]
 }
 
 check_run() { # RUN.yaml: the settings, on each number of nodes that a job may get
-    local file=$1 nodes said most=${SITE_NODES#*-} fits=0
+    local file=$1 nodes said tried most=${SITE_NODES#*-} fits=0
     [ "$most" -le $((${SITE_NODES%-*} + 7)) ] || most=$((${SITE_NODES%-*} + 7))
     for ((nodes = ${SITE_NODES%-*}; nodes <= most; nodes++)); do
         if said=$(DS_ACCELERATOR=cpu python_here -m pargo_ds.train "$file" --dry-run --ranks "$((nodes * SITE_RANKS_PER_NODE))" 2>&1); then
             good "$file on $nodes x $SITE_RANKS_PER_NODE ranks"
             fits=1
+            tried=$(grep '^export .*tried' <<<"$said")
         elif [ "$?" -eq 75 ]; then
             note "$file was not checked: the site's Python runs in a pyxis container, which only a job has"
             return
@@ -113,6 +114,7 @@ check_run() { # RUN.yaml: the settings, on each number of nodes that a job may g
             return
         fi
     done
+    [ -z "${tried:-}" ] || note "$file: $tried"
     [ "$fits" -eq 1 ] || fault "$file: no number of nodes in SITE_NODES=$SITE_NODES divides its batch.packs_per_step"
 }
 

@@ -16,7 +16,14 @@ from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.shipped_code import ship_code
 from pargo_ds.convert.weight_files import DTYPES, INDEX, SINGLE
-from pargo_ds.convert.weights import EMBEDDING, HEAD, Spec, WeightSource, check_names, expected_shapes
+from pargo_ds.convert.weights import (
+    Spec,
+    WeightSource,
+    check_names,
+    expected_shapes,
+    tied_names,
+    without_values,
+)
 from pargo_ds.model import ParGoConfig, ParGoProcessor
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
@@ -41,19 +48,19 @@ class HFFolder(WeightSource):
             )
         self._open: dict[Path, Any] = {}
         self._places = {name: (path, name) for name, path in self._find_files().items()}
-        if self.config.text_config.tie_word_embeddings:
-            self._take_tied_once()
+        self._take_tied_once()
         self.specs = {name: self._spec(*place) for name, place in self._places.items()}
         check_names(folder, {n: spec.shape for n, spec in self.specs.items()}, expected_shapes(self.config))
 
     def _take_tied_once(self) -> None:
         """Files may hold tied weights under either name or both."""
-        if HEAD not in self._places:
-            return
-        if EMBEDDING in self._places and not torch.equal(self.read(EMBEDDING), self.read(HEAD)):
-            raise CheckpointError(f"{self.where}: {EMBEDDING} and {HEAD} differ, but config.json says they are tied")
-        self._places.setdefault(EMBEDDING, self._places[HEAD])
-        del self._places[HEAD]
+        for second, first in tied_names(without_values(self.config)).items():
+            if second not in self._places:
+                continue
+            if first in self._places and not torch.equal(self.read(first), self.read(second)):
+                raise CheckpointError(f"{self.where}: {first} and {second} differ, but config.json says they are tied")
+            self._places.setdefault(first, self._places[second])
+            del self._places[second]
 
     def _find_files(self) -> dict[str, Path]:
         """Tensor -> file, from the files themselves; they must agree with the index where there is one."""

@@ -1,6 +1,6 @@
 """Weights under their Hugging Face names, wherever they lie: what every converter reads from.
 
-Tied weights have one name, that of the word embeddings.
+Tied weights have one name, the first: that of the word embeddings.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 
 if TYPE_CHECKING:  # importing the model takes seconds, in which weights can be moved already
-    from pargo_ds.model import ParGoConfig, ParGoProcessor
+    from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor
 
 LLM = "llm."
 LORA = ".lora_"
 """Part of the names of an adapter's own weights."""
 BASE_LAYER = "base_layer."
 """What peft adds to the name of a layer that it wraps."""
-EMBEDDING, HEAD = LLM + "model.embed_tokens.weight", LLM + "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,29 @@ class InPieces(Protocol):
 
 
 def expected_shapes(config: ParGoConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that a model of this configuration saves."""
+    """Names and shapes of the weights that a model of this configuration saves, tied ones under their first name."""
+    model = without_values(config)
+    second = tied_names(model)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in second}
+
+
+def without_values(config: ParGoConfig) -> ParGoForConditionalGeneration:
+    """A model on the meta device."""
     from pargo_ds.model import ParGoForConditionalGeneration
 
     with torch.device("meta"):
-        model = ParGoForConditionalGeneration(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if config.text_config.tie_word_embeddings:
-        del shapes[HEAD]
-    return shapes
+        return ParGoForConditionalGeneration(config)
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Second names of shared parameters -> their first name."""
+    first: dict[int, str] = {}
+    aliases = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            aliases[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return aliases
 
 
 def check_names(

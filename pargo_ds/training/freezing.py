@@ -6,6 +6,7 @@ puts into the language model in place; the model package knows nothing of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -77,12 +78,20 @@ def add_lora(llm: nn.Module, section: PartSection) -> None:
 
 
 def all_linear(llm: nn.Module) -> list[str]:
-    """The names by which peft finds every linear layer but the head. Subclasses are left out: Llama 4's router is one,
-    and returns more than a tensor."""
-    head = llm.get_output_embeddings()
-    names = [name for name, module in llm.named_modules() if type(module) in LINEAR and module is not head]
-    # A layer of a list has a number for a name, which others have as well.
-    return sorted({name if name.rsplit(".", 1)[-1].isdigit() else name.rsplit(".", 1)[-1] for name in names})
+    """The names by which peft finds every linear layer that calls it, but the head: last parts where these are theirs
+    alone, else whole names."""
+    modules, head = dict(llm.named_modules()), llm.get_output_embeddings()
+    chosen = {n for n, m in modules.items() if isinstance(m, LINEAR) and m is not head and not is_passed_by(n, modules)}
+    others = {name.rpartition(".")[2] for name in modules.keys() - chosen}
+    return sorted({name if (last := name.rpartition(".")[2]) in others else last for name in chosen})
+
+
+def is_passed_by(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether an adapter on this linear layer would not act: its weight is read without calling it (by the kernels of
+    Mamba's mixers, which are known by their parameter D), or its output is no tensor (Llama 4's router)."""
+    parent, _, last = name.rpartition(".")
+    in_mixer = hasattr(modules[parent], "D") and last in ("x_proj", "dt_proj", "out_proj")
+    return in_mixer or "Router" in type(modules[name]).__name__
 
 
 def check_shared(llm: nn.Module) -> None:
@@ -92,7 +101,13 @@ def check_shared(llm: nn.Module) -> None:
     several times as a whole, since its adapter is used as often.
     """
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
+    if wrapped := [name for name, layer in llm.named_modules() if isinstance(layer, ParamWrapper)]:
+        raise ValueError(
+            f"train.llm.lora.targets: peft puts LoRA of these names on the fused experts {wrapped[0]}, which exports "
+            "have no place for; list targets without the experts' projections, such as [q_proj, k_proj, v_proj, o_proj]"
+        )
     names: dict[int, list[str]] = {}
     for name, parameter in llm.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -148,7 +148,7 @@ def test_hashes_in_threads_are_those_of_the_run(monkeypatch):
 
     class Held:
         stored = staticmethod(values.__getitem__)
-        cast = staticmethod(lambda tensor: tensor)
+        cast = staticmethod(lambda name, tensor: tensor)
 
     assert hashing.hash_frozen(Held(), {name: name for name in values}) == frozen_hashes(model)
 

@@ -116,7 +116,7 @@ def test_another_value_of_any_parameter_or_buffer_is_named(tiny_run, published_l
     model.llm.model.rotary_emb.inv_freq = model.llm.model.rotary_emb.inv_freq.bfloat16()  # as older versions trained
     convert(write_checkpoint(run, model, tmp_path / "step_00000003"), tmp_path / "out")
     asked = trial.question(assembly.build_processor(run))
-    with pytest.raises(ValueError, match=r"in llm.model.rotary_emb.inv_freq \(torch.float32 .*, torch.bfloat16 .*1 in"):
+    with pytest.raises(ValueError, match=r"llm.model.rotary_emb.inv_freq \(torch.float32 .*, torch.bfloat16 "):
         trial.use(tmp_path / "out", model.bfloat16(), asked)
 
 
@@ -148,3 +148,21 @@ def test_dry_run_names_the_file_that_it_would_need(tiny_run):
     )
     run = parse_config(merged(tiny_run, {"start_from": "no/such/folder"}))
     assert "no/such/folder/config.json is not on this machine" in trial.export_says(run)
+
+
+def test_buffers_that_training_keeps_in_fp32_are_exported_so(tiny_run, tokenizer_folder, timm_file, tmp_path):
+    """GLM-4.5's correction of its router; in a bf16 run a conversion to bf16 was refused as another weight."""
+    sizes = {"num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    AutoConfig.for_model("glm4_moe", vocab_size=400, n_group=1, topk_group=1, **sizes).save_pretrained(tmp_path / "llm")
+    shutil.copytree(tokenizer_folder, tmp_path / "llm", dirs_exist_ok=True)
+    assert "reloaded and asked" in tried(run_of(tiny_run, tmp_path / "llm", timm_file, "full"))
+
+
+@pytest.mark.parametrize("family", ["jamba", "falcon_h1", "qwen3_next", "gpt_oss", "qwen2_moe", "gemma3_text"])
+def test_families_with_states_experts_and_buffers_of_their_own_are_let_through(
+    tiny_run, tokenizer_folder, timm_file, tmp_path, family
+):
+    AutoConfig.for_model(family, vocab_size=400, eos_token_id=1, pad_token_id=1).save_pretrained(tmp_path / "llm")
+    shutil.copytree(tokenizer_folder, tmp_path / "llm", dirs_exist_ok=True)
+    run = run_of(tiny_run, tmp_path / "llm", timm_file, "full")
+    assert "reloaded and asked" in tried(run)

@@ -111,3 +111,25 @@ def test_a_frozen_llm_in_training_mode_computes_as_in_inference(name):
     assert not torch.allclose(llm(input_ids=ids, use_cache=False).logits, truth)
     switch_off_noise(llm)
     assert torch.equal(llm(input_ids=ids, use_cache=False).logits, truth)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "gemma2", "gemma3_text", "granite", "opt", "xglm"])
+def test_visual_tokens_reach_the_first_layer_at_the_scale_of_the_words(name):
+    """Who scales embeddings, the embedding layer or the decoder, differs between families and versions."""
+    torch.manual_seed(0)
+    config = tiny_pargo(configuration(name))
+    model = ParGoForConditionalGeneration(config).eval()
+    scale = float(model.get_input_embeddings().weight.detach().std())
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=scale)
+    model.projector.forward = lambda features: scale * torch.randn(len(features), config.visual_tokens, 32)
+    seen = []
+    layers = next(m for m in model.llm.modules() if isinstance(m, torch.nn.ModuleList))
+    layers[0].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"] if not args else args[0]), with_kwargs=True
+    )
+    words = torch.randint(3, 90, (1, 24))
+    ids = torch.cat([words, torch.full((1, 5 * config.visual_tokens), config.image_token_id)], 1)
+    with torch.no_grad():
+        model(input_ids=ids, pixel_values=torch.zeros(5, 3, 32, 32))
+    of_words, of_pictures = seen[0][0, :24].std(), seen[0][0, 24:].std()
+    assert float(of_pictures / of_words) == pytest.approx(1.0, abs=0.2)  # measured below

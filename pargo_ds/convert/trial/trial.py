@@ -31,8 +31,8 @@ from pargo_ds.model import IMAGE_PLACEHOLDER, ParGoProcessor
 from pargo_ds.training import assembly
 
 log = logging.getLogger("pargo_ds")
-TOLERANCE = 1e-4
-"""Of the logits, relative to the largest. Measured: at most 2e-6, where LoRA is merged."""
+TOLERANCE = 1e-3
+"""Of the logits, relative to the largest. Measured: 0, and 1.3e-5 where LoRA is merged; the one fault met was 1.2."""
 NEW_TOKENS = 3
 
 
@@ -56,7 +56,7 @@ def try_export(run: RunConfig, processor: ParGoProcessor) -> str:
         with _step("exporting it"):
             zero_to_hf.convert(checkpoint, folder / "export")
         with _step("using its export"):
-            check_processor(folder / "export", processor)
+            check_processor(folder / "export", asked)
             use(folder / "export", model, asked)
         lora = run.train.llm.mode == "lora"
         if lora:
@@ -98,9 +98,10 @@ def is_here(name: str, revision: str | None, file: str) -> bool:
         return False
 
 
-def check_processor(folder: Path, processor: ParGoProcessor) -> None:
-    """ValueError unless the exported processor does what the run's does."""
-    if AutoProcessor.from_pretrained(folder, trust_remote_code=False).fingerprint() != processor.fingerprint():
+def check_processor(folder: Path, asked: BatchFeature) -> None:
+    """ValueError unless the exported processor makes the same ids and pixels of the question."""
+    found = question(AutoProcessor.from_pretrained(folder, trust_remote_code=False))
+    if any(not torch.equal(found[name], asked[name]) for name in asked):
         raise ValueError("the saved processor gives other ids or pixels than the run's")
 
 
@@ -147,9 +148,9 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def compare_logits(model: nn.Module, other: nn.Module, asked: BatchFeature) -> None:
-    """ValueError unless both give the same logits but for rounding."""
+    """ValueError unless both give the same logits but for rounding, at the last tokens, which see all others."""
     with torch.no_grad():
-        found, expected = model(**asked).logits, other(**asked).logits
+        found, expected = (each(**asked, logits_to_keep=NEW_TOKENS).logits for each in (model, other))
     if found.shape != expected.shape:
         raise ValueError(f"its logits have shape {list(found.shape)} instead of {list(expected.shape)}")
     known = torch.isfinite(expected)  # the image token's column is -inf
@@ -162,8 +163,8 @@ def compare_logits(model: nn.Module, other: nn.Module, asked: BatchFeature) -> N
 
 
 def question(processor: ParGoProcessor) -> BatchFeature:
-    """A prompt with a picture."""
-    turns = [{"role": "user", "content": f"{IMAGE_PLACEHOLDER}What is this?"}]
+    """A prompt with a picture and words of several scripts."""
+    turns = [{"role": "user", "content": f"{IMAGE_PLACEHOLDER}What is this? Что это? 这是什么?\n\t 1,234.5"}]
     picture = Image.radial_gradient("L").convert("RGB")
     return processor.apply_chat_template(
         turns, images=picture, add_generation_prompt=True, tokenize=True, return_tensors="pt"

@@ -12,12 +12,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from pargo_ds.checkpoint.frozen import check_frozen
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import RunConfig
-from pargo_ds.convert.weights import BASE_LAYER, LORA, Spec, WeightSource, check_names
+from pargo_ds.convert.weights import BASE_LAYER, LORA, Spec, WeightSource, check_names, tied_names
 from pargo_ds.convert.zero.checkpoint_files import PIECE, CheckpointFiles, open_checkpoint
 from pargo_ds.convert.zero.frozen_hashes import hash_frozen
 from pargo_ds.convert.zero.frozen_parts import FrozenParts, input_embedding, spread
@@ -40,7 +39,7 @@ class CheckpointWeights(WeightSource):
         path: the folder, or what open_checkpoint says of it.
         run: the run file that it belongs to; only for DeepSpeed's own checkpoints, which do not hold it.
         lora: "merged" into the layers, or "apart": `write_adapter` writes it.
-        dtype: of all floating-point weights; the run's precision when None. What trained is held in fp32.
+        dtype: of all weights in the run's precision; that precision when None. What trained is held in fp32.
         wait: until all files were compared with their hashes; else the caller calls `files.check` before it publishes
             anything.
 
@@ -81,13 +80,14 @@ class CheckpointWeights(WeightSource):
         if self.lora == "merged":
             self._untie(aliases)
         self.specs = {
-            name: Spec(
-                tuple(values[full].shape), self.dtype if values[full].is_floating_point() else values[full].dtype
-            )
-            for name, full in self._full.items()
+            name: Spec(tuple(values[full].shape), self._dtype(values[full])) for name, full in self._full.items()
         }
         if wait:
             self.files.check()
+
+    def _dtype(self, held: torch.Tensor) -> torch.dtype:
+        """Of an exported tensor: buffers that training keeps in fp32 whatever its precision stay so."""
+        return self.dtype if held.dtype == assembly.dtype_of(self.run) else held.dtype
 
     def _check_names(self, values: Mapping[str, torch.Tensor], aliases: Mapping[str, str]) -> None:
         """What the checkpoint holds must be parts of the model, and all that trained must be there."""
@@ -151,11 +151,12 @@ class CheckpointWeights(WeightSource):
     def _values(self, name: str) -> torch.Tensor:
         """By its exported name, without its adapter: fp32 where it trained, else in the run's precision."""
         full = self._full[name]
+        first = full.replace(BASE_LAYER, "")
         if full in self._trained:
             return self.files.read(full)
         if full in self.files.others:
-            return self.frozen.cast(self.files.read(full))
-        return self.frozen.read(full.replace(BASE_LAYER, ""))
+            return self.frozen.cast(first, self.files.read(full))
+        return self.frozen.read(first)
 
     def read(self, name: str) -> torch.Tensor:
         values = self._values(name)
@@ -171,7 +172,8 @@ class CheckpointWeights(WeightSource):
         elif full in self._trained:
             pieces = self.files.pieces(full)
         else:
-            pieces = map(self.frozen.cast, self.frozen.stored(full.replace(BASE_LAYER, "")).reshape(-1).split(PIECE))
+            first = full.replace(BASE_LAYER, "")
+            pieces = (self.frozen.cast(first, p) for p in self.frozen.stored(first).reshape(-1).split(PIECE))
         return (piece.to(self.specs[name].dtype) for piece in pieces)
 
     def merges(self, name: str) -> bool:
@@ -214,17 +216,6 @@ class CheckpointWeights(WeightSource):
             not_verified=self.not_verified,
         )
         (folder / "README.md").write_text(card)
-
-
-def tied_names(model: nn.Module) -> dict[str, str]:
-    """Second names of shared parameters -> their first name."""
-    first: dict[int, str] = {}
-    aliases = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            aliases[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return aliases
 
 
 def neighbours(value: float) -> Iterator[float]:

@@ -29,14 +29,15 @@ def hash_frozen(parts: FrozenParts, names: Mapping[str, str]) -> dict[str, str]:
     sums = dict.fromkeys(names, 0)
     total = sum(values.nbytes for values in stored.values())
     with ThreadPoolExecutor(THREADS) as pool, progress("checking frozen weights", total) as advance:
-        done = pool.map(lambda task: _hash_from(parts, stored[task[0]], task[1]), tasks)
+        done = pool.map(lambda task: _hash_from(parts, names[task[0]], stored[task[0]], task[1]), tasks)
         for (name, start), part in zip(tasks, done, strict=True):
             sums[name] += part
             advance(stored[name][start : start + TASK].nbytes)
-    return {name: describe(parts.cast(stored[name][:0]), total) for name, total in sums.items()}
+    return {name: describe(parts.cast(names[name], stored[name][:0]), total) for name, total in sums.items()}
 
 
-def _hash_from(parts: FrozenParts, values: torch.Tensor, first: int) -> int:
+def _hash_from(parts: FrozenParts, exported: str, values: torch.Tensor, first: int) -> int:
     end = min(first + TASK, values.numel())
     starts = range(first, end, PIECE)
-    return sum(int(partial_hash(parts.cast(values[start : min(start + PIECE, end)]), start)) for start in starts)
+    pieces = ((start, values[start : min(start + PIECE, end)]) for start in starts)
+    return sum(int(partial_hash(parts.cast(exported, piece), start)) for start, piece in pieces)

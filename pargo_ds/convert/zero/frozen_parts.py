@@ -50,6 +50,7 @@ class FrozenParts:
         measure_embedding: bool = True,
     ) -> None:
         self.run, self.skeleton, self.dtype = run, skeleton, assembly.dtype_of(run)
+        self._dtypes = {name.replace(BASE_LAYER, ""): tensor.dtype for name, tensor in skeleton.state_dict().items()}
         self.folders: list[Path] = []
         """Local ones that were read from."""
         self.output_std: float | None = None
@@ -72,15 +73,15 @@ class FrozenParts:
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor in the run's precision."""
-        return self.cast(self.stored(name))
+        return self.cast(name, self.stored(name))
 
     def stored(self, name: str) -> torch.Tensor:
         """One tensor as its file holds it, without a copy."""
         return self._readers[name]()
 
-    def cast(self, values: torch.Tensor) -> torch.Tensor:
-        """Any piece of a tensor, in the run's precision."""
-        return values.to(self.dtype) if values.is_floating_point() else values
+    def cast(self, name: str, values: torch.Tensor) -> torch.Tensor:
+        """Any piece of a tensor, in the type that training holds: the run's precision, or fp32 for some buffers."""
+        return values.to(self._dtypes[name]) if values.is_floating_point() else values
 
     def _keep(self, built: nn.Module, prefix: str, wanted: Iterable[str]) -> None:
         values = built.state_dict()

@@ -32,7 +32,8 @@ def build_skeleton(run: RunConfig, processor: ParGoProcessor) -> ParGoForConditi
             if run.llm.weights != "random":
                 _take_generation_config(llm, run.llm.name, run.llm.revision)
             model = ParGoForConditionalGeneration(config, vision=VisionTower(config.vision_config), llm=llm)
-    return model.to(dtype)
+    assembly.cast_as_loaded(model, dtype)
+    return model
 
 
 def _exported(folder: str, dtype: torch.dtype) -> ParGoForConditionalGeneration:
