@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 # transformers 4.57 copies only the direct imports of a file of remote code, so its siblings' siblings stand here too.
@@ -23,11 +22,12 @@ from .attention_table import PARTIAL  # noqa: F401
 from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
 from .flash import check_installed
+from .fusion_pargo import ParGoFusion
 from .generation_pargo import ParGoGenerationMixin
 from .generation_settings import taken_over
 from .groups import PatchGroups  # noqa: F401
 from .kernels import fused_partial  # noqa: F401
-from .llm import decoder_of, embedding_scale, final_logits, run_llm, run_packed_llm
+from .llm import decoder_of, final_logits, run_llm, run_packed_llm
 from .masks import partial_global_mask  # noqa: F401
 from .outputs_pargo import ParGoOutput, cache_argument, cached_length, one_cache, output_of
 from .packed_attention import NAME as PACKED_ATTENTION
@@ -39,7 +39,7 @@ from .tiny_llm import tiny_config  # noqa: F401
 from .vision import VisionTower, reset_non_persistent_buffers
 
 
-class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
+class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGenerationMixin):
     """Vision encoder `vision`, partial-global `projector` and causal LM `llm` (state-dict prefixes of the same names).
 
     Prebuilt (pretrained) parts may be given; they are used as they are, never initialised again.
@@ -171,18 +171,6 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
         settings = {"use_reentrant": False} if gradient_checkpointing_kwargs is None else gradient_checkpointing_kwargs
         super().gradient_checkpointing_enable(settings, **kwargs)
 
-    def get_image_features(
-        self, pixel_values: torch.Tensor, return_dict: bool = False
-    ) -> torch.Tensor | BaseModelOutputWithPooling:
-        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`.
-
-        return_dict: an output as transformers 5 has it for other models, the visual tokens as `pooler_output`, the
-        encoder's features `(images, patches, vision_dim)` as `last_hidden_state`.
-        """
-        features = self.vision(pixel_values)
-        tokens = self.projector(features.to(_float_dtype(self.projector)))
-        return BaseModelOutputWithPooling(features, tokens) if return_dict else tokens
-
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -277,71 +265,6 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
             **packed,
         }
 
-    def merge_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
-        """Word embeddings with the visual tokens in their places, for `forward` and `generate` as `inputs_embeds`.
-
-        Args:
-            input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
-            pixel_values: `(images, 3, height, width)`, all pictures of all rows in order of appearance.
-
-        Returns `(rows, tokens, llm_dim)`.
-
-        Raises:
-            ValueError: pictures and placeholders do not match.
-        """
-        return self._embed(input_ids, pixel_values, check=True)
-
-    def _embed_step(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, cached: int) -> torch.Tensor:
-        """Embeddings of the tokens after `cached` ones, `(rows, tokens, llm_dim)`."""
-        if cached and input_ids.shape[1] == 1:  # one generated token
-            return self._embed(input_ids, None, check=False)
-        if cached and pixel_values is not None and input_ids.shape[0] == 1:
-            # A conversation goes on: the processor gives all its pictures, the cache has seen the first ones.
-            new = int((input_ids == self.config.image_token_id).sum()) // self.config.visual_tokens
-            pixel_values = pixel_values[-new:] if new else None
-        return self._embed(input_ids, pixel_values, check=True)
-
-    def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, check: bool) -> torch.Tensor:
-        """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`."""
-        is_image = input_ids == self.config.image_token_id
-        # The image token need not be in the vocabulary; any known id does for the look-up.
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        num_images = 0 if pixel_values is None else pixel_values.shape[0]
-        if check:
-            self._check_placeholders(int(is_image.sum()), num_images)
-        if pixel_values is None:
-            return embeds
-        if num_images == 0:
-            blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
-            return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
-        return self._place_pictures(embeds, is_image, pixel_values)
-
-    def _place_pictures(self, embeds: torch.Tensor, is_image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
-        tokens = tokens * torch.tensor(embedding_scale(self.llm), dtype=tokens.dtype)
-        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
-
-    def _image_places(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Where embeddings are that of the image token, `(rows, tokens)` bool: prompt tuning embeds words itself."""
-        token, vocabulary = self.config.image_token_id, self.config.text_config.vocab_size
-        if token >= vocabulary:
-            raise ValueError(
-                f"pixel_values came with inputs_embeds, but the image token {token} lies outside the LLM's vocabulary "
-                f"of {vocabulary}, so its embedding cannot be found there; give image_mask (rows, tokens), or call "
-                f"resize_token_embeddings({token + 1}) first"
-            )
-        wanted = self.get_input_embeddings()(torch.tensor([token], device=embeds.device))
-        return (embeds == wanted.to(embeds.dtype)).all(-1)
-
-    def _check_placeholders(self, found: int, num_images: int) -> None:
-        per_image = self.config.visual_tokens
-        if found != num_images * per_image:
-            raise ValueError(
-                f"{found} image tokens (id {self.config.image_token_id}) in input_ids but {num_images} pictures of "
-                f"{per_image} visual tokens each: expected {num_images * per_image}. Each picture needs one <image> in "
-                "the text, and the processor's visual_tokens must equal the model's"
-            )
-
     def packing(self, longest: int) -> Packing:
         """The exact road of packed rows whose longest sample has `longest` tokens (packing.py).
 
@@ -423,10 +346,6 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoGenerationMixin):
 
 def _positions(logits_to_keep: int | torch.Tensor) -> slice | torch.Tensor:
     return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-
-
-def _float_dtype(module: nn.Module) -> torch.dtype:
-    return next(p.dtype for p in module.parameters() if p.is_floating_point())
 
 
 def _mark_initialised(module: nn.Module | None) -> None:
