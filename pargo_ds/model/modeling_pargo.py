@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
@@ -117,12 +117,22 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             self.projector.set_attention(self.attention)
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str], **kwargs: Any) -> None:
-        """transformers' choice for encoder and LLM: one word, or a dict with `vision_config` and `text_config`."""
+        """transformers' choice for encoder and LLM: one word, or a dict with `vision_config` and `text_config`.
+
+        Raises:
+            ValueError: a word that transformers does not know.
+        """
         by_part = attn_implementation
         if isinstance(by_part, str):
             by_part = dict.fromkeys(("", "text_config", "vision_config"), by_part)
         # transformers looks for the encoder among its own models, in which the tower is none.
         encoder = by_part.get("vision_config")
+        known = ("eager", *AttentionInterface().valid_keys())
+        if encoder not in (None, *known):
+            raise ValueError(
+                f'Specified `attn_implementation="{encoder}"` is not supported for vision_config: choose one of '
+                f"{', '.join(known)}"
+            )
         super().set_attn_implementation({k: v for k, v in by_part.items() if k != "vision_config"}, **kwargs)
         if encoder is not None and self.config.vision_config.library == "transformers":
             # Its layers share this configuration; under 4.57 CLIP's inner encoder has no method for it.

@@ -201,5 +201,7 @@ def test_an_attention_implementation_reaches_the_encoder_and_the_llm(model, tmp_
     assert implementations({"vision_config": "sdpa", "text_config": "eager"}) == ("sdpa", "eager")
     for choice, expected in {"eager": ("eager", "eager"), "sdpa": ("sdpa", "pargo_packed")}.items():
         model.set_attn_implementation(choice)
+        with pytest.raises(ValueError, match='attn_implementation="foo"` is not supported for vision_config'):
+            model.set_attn_implementation({"vision_config": "foo"})
         assert model.vision.backbone.config._attn_implementation == expected[0]
         assert model.llm.config._attn_implementation == expected[1]

@@ -68,5 +68,5 @@ class HandMade:
 if __name__ == "__main__":
     Trainer.optimizer_step = recording_step
     if os.environ.get("HAND_MADE"):
-        assembly.build_loaders = lambda run, processor: (HandMade(run, processor), [])
+        assembly.build_loaders = lambda run, processor, packing: (HandMade(run, processor), [])
     sys.exit(train.main())
