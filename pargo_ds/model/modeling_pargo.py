@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
@@ -134,9 +134,13 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
                 f"{', '.join(known)}"
             )
         super().set_attn_implementation({k: v for k, v in by_part.items() if k != "vision_config"}, **kwargs)
-        if encoder is not None and self.config.vision_config.library == "transformers":
-            # Its layers share this configuration; under 4.57 CLIP's inner encoder has no method for it.
-            self.vision.backbone.config._attn_implementation = encoder
+        backbone = self.vision.backbone
+        if encoder is not None and hasattr(backbone, "set_attn_implementation"):
+            backbone.set_attn_implementation(encoder, **kwargs)
+        elif encoder is not None and isinstance(getattr(backbone, "config", None), PretrainedConfig):
+            # In transformers 4 the encoder inside of CLIP and SigLIP is a plain module that reads its configuration.
+            backbone.config._attn_implementation = encoder
+        if encoder is not None:
             self.config.vision_config._attn_implementation = encoder
         use_packed_attention(self.llm)
         self._packings.clear()
