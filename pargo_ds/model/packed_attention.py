@@ -6,6 +6,7 @@ has a mask: FlashAttention over cu_seqlens (`varlen`), or one causal SDPA call p
 (generation, unpacked batches) it is transformers' SDPA itself, padding mask included.
 """
 
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,7 +25,10 @@ from transformers.masking_utils import sdpa_mask
 from .attention import say_once
 from .flash import flash_varlen, resolve_provider, runs_on_gpu
 
-NAME = "pargo_packed"
+# The code that ships with an export may be loaded beside the installed package, with a guard of its own: neither may
+# take the other's place in transformers' tables.
+_installed = __package__ == "pargo_ds.model"
+NAME = "pargo_packed" if _installed else f"pargo_packed_{zlib.crc32(__name__.encode()):08x}"
 _inside_packed_row: ContextVar[bool] = ContextVar("pargo_packed_row", default=False)
 _unlogged: ContextVar[bool] = ContextVar("pargo_packed_unlogged", default=False)
 

@@ -38,7 +38,11 @@ def with_lora(run: RunConfig, *targets: str) -> RunConfig:
 
 
 def tried(run: RunConfig) -> str:
-    return trial.try_export(run, assembly.build_processor(run))
+    processor = assembly.build_processor(run)
+    before = processor.fingerprint()
+    said = trial.try_export(run, processor)
+    assert processor.fingerprint() == before, "the trial changed the processor that the run goes on with"
+    return said
 
 
 @pytest.mark.parametrize("vision, mode", [("timm", "frozen"), ("clip", "full"), ("timm", "lora")])

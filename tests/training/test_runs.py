@@ -99,6 +99,7 @@ def test_only_what_should_train_changes_and_the_export_equals_the_trained_model(
     assert_held_out_loss(tmp_path / "plain", run_dir, adapter=tmp_path / "plain" / "adapter")
 
 
+@pytest.mark.slow
 def test_a_hybrid_llm_trains_on_padded_rows_the_same_on_any_ranks_and_exports_what_it_trained(launch, tmp_path):
     """Jamba's state-space layers would mix the samples of one row."""
     sizes = {"num_hidden_layers": 2, "vocab_size": 400, "max_position_embeddings": 128, "attention_dropout": 0.0}

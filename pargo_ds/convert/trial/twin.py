@@ -134,7 +134,7 @@ def write_start(config: ParGoConfig, run: RunConfig, processor: ParGoProcessor, 
     model = ParGoForConditionalGeneration(config).to(assembly.dtype_of(run))
     stir(model.llm)
     model.save_pretrained(folder)
-    small = copy.copy(processor)
+    small = copy.deepcopy(processor)  # the pixels are its image processor's, which a shallow copy would share
     small.image_size = config.vision_config.image_size
     small.save_pretrained(folder)
     own = Path(run.start_from) / GENERATION
