@@ -209,7 +209,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
 
         Args:
             input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
-            labels: aligned with input_ids (shifted in here), IGNORE_INDEX where there is no target.
+            labels: aligned with input_ids (shifted in here), IGNORE_INDEX where there is no target; the image token
+                is none.
             pixel_values: `(images, 3, height, width)`, uint8 raw or float normalised. With 0 images the encoder and
                 projector still run once, on a blank picture whose tokens are multiplied by zero (ZeRO-3 gathers are
                 collective). None: no vision at all.
@@ -237,7 +238,9 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             output = self._predict(llm_inputs, logits_to_keep)
         else:
             kept = logits_to_keep if return_logits else None
-            output = self._loss(llm_inputs, _shifted_targets(labels, cu_seqlens), num_items_in_batch, kept)
+            output = self._loss(
+                llm_inputs, _shifted_targets(self._trainable(labels), cu_seqlens), num_items_in_batch, kept
+            )
         as_dict = getattr(self.config, "return_dict", True) if return_dict is None else return_dict
         return output if as_dict else output.to_tuple()
 
@@ -321,6 +324,10 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
         # A mask gives 2-D rows: a 3-D input makes matmul copy the whole head (on a CPU 1.3 instead of 0.5 s a step).
         rows = hidden[kept] if by_mask else hidden[:, _positions(kept)]
         return outputs, final_logits(self.llm, rows)
+
+    def _trainable(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels without image tokens, which are never generated; collators that copy input_ids have them."""
+        return labels.masked_fill(labels == self.config.image_token_id, IGNORE_INDEX)
 
     def _predict(self, llm_inputs: dict[str, Any], logits_to_keep: int | torch.Tensor) -> ParGoOutput:
         outputs, logits = self._run_llm(llm_inputs, logits_to_keep)

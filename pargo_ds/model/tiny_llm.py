@@ -88,6 +88,7 @@ def tiny_config(
     shrink = _Shrinking(
         layers=(layers, _kept_layers(body, layers)),
         heads=_size(config, body, "num_attention_heads"),
+        head_dim=_head_dim(config, body),
         longest=longest,
         vocabulary=vocab_size or VOCABULARY,
         keep_ids=vocab_size is not None,
@@ -116,12 +117,14 @@ class _Shrinking:
         self,
         layers: tuple[int | None, int],
         heads: int | None,
+        head_dim: int,
         longest: int | None,
         vocabulary: int,
         keep_ids: bool,
     ) -> None:
         self.all_layers, self.layers = layers
         self.heads = heads
+        self.head_dim = head_dim
         self.longest = longest
         self.vocabulary = vocabulary
         self.keep_ids = keep_ids
@@ -172,7 +175,8 @@ class _Shrinking:
 
     def sequence(self, key: str, value: list) -> list:
         if key.endswith(("short_factor", "long_factor")):
-            return value[: HEAD_DIM // 2]
+            # One number for each pair of rotated dimensions, which may be a part of the head.
+            return value[: max(1, HEAD_DIM * len(value) // self.head_dim)]
         if key == "attention_types":  # GPT-Neo: [[kinds, how often], ...]
             return [[kinds, self.layers // len(kinds)] for kinds, _ in value[:1]]
         if _are_places(key, value):
@@ -212,6 +216,13 @@ def _size(config: PretrainedConfig, body: dict[str, Any], name: str) -> int | No
     """A number by its general name; families have names of their own for it."""
     value = body.get(config.attribute_map.get(name, name))
     return value if _is_size(value) else None
+
+
+def _head_dim(config: PretrainedConfig, body: dict[str, Any]) -> int:
+    """Width of an attention head; where a family does not say it, the model's width divided by its heads."""
+    said = _size(config, body, "head_dim")
+    width, heads = _size(config, body, "hidden_size"), _size(config, body, "num_attention_heads")
+    return said or (width // heads if width and heads else 2 * HEAD_DIM)
 
 
 def _is_size(value: Any) -> bool:

@@ -210,3 +210,13 @@ def test_prebuilt_parts_are_not_initialised_again(make_config, make_model):
     model = ParGoForConditionalGeneration(make_config(), vision=parts.vision, llm=parts.llm)
     assert all(torch.equal(model.state_dict()[k], v) for k, v in before.items())
     assert model.generation_config.max_length == 77
+
+
+def test_image_tokens_among_the_labels_are_no_targets(model, processor, picture):
+    """Collators that copy input_ids to labels; the image token may even lie outside the vocabulary."""
+    turns = [{"role": "user", "content": "<image>What colour is it?"}]
+    batch = processor.apply_chat_template(turns, images=picture(), tokenize=True, return_tensors="pt")
+    labels = batch["input_ids"].clone()
+    without = labels.masked_fill(labels == model.config.image_token_id, -100)
+    assert torch.equal(model(**batch, labels=labels).loss, model(**batch, labels=without).loss)
+    assert labels[labels == model.config.image_token_id].numel() > 0  # the caller's own are as they were

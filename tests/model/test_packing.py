@@ -44,6 +44,40 @@ def test_samples_longer_than_the_llm_takes_exactly_are_refused_with_the_length_t
     prove_packing(config, limit)
 
 
+LONG = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
+PUBLISHED = {
+    "vicuna-7b-v1.5": {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2", "hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14,
+        "num_key_value_heads": 2, "max_window_layers": 21, "tie_word_embeddings": True,
+    },
+    "Phi-4-mini": {
+        "model_type": "phi3", "hidden_size": 3072, "num_hidden_layers": 32, "num_attention_heads": 24,
+        "num_key_value_heads": 8, "partial_rotary_factor": 0.75, "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096, "rope_scaling": LONG, "vocab_size": 200064, "pad_token_id": 199999,
+    },
+    "falcon-7b": {
+        "model_type": "falcon", "hidden_size": 4544, "num_hidden_layers": 32, "num_attention_heads": 71,
+        "multi_query": True, "new_decoder_architecture": False,
+    },
+    "DeepSeek-V3": {
+        "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
+        "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
+    },
+    "granite-4.0-h-tiny": {
+        "model_type": "granitemoehybrid", "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 12,
+        "num_key_value_heads": 4, "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,
+        "mamba_n_heads": 48, "mamba_d_head": 64, "mamba_d_state": 128, "num_local_experts": 64,
+    },
+}  # fmt: skip
+"""Sizes of published models that small copies of equal proportions do not cover."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_let_through(name):
+    assert prove_packing(AutoConfig.for_model(**PUBLISHED[name]), 4096).noise is None
+
+
 @pytest.mark.parametrize("name", ["gemma3n_text", "modernbert-decoder", "bert"])
 def test_an_llm_that_is_exact_on_no_road_is_refused_by_name(name):
     config = configuration(name)
