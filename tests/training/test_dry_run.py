@@ -12,6 +12,7 @@ from transformers import AutoConfig
 
 from pargo_ds.config import ConfigError, parse_config
 from pargo_ds.train import check_inputs, main
+from tests.model.llm_families import architecture
 
 RUN_FILES = sorted((ROOT / "ds_configs").glob("*.yaml"))
 
@@ -68,6 +69,29 @@ def test_dry_run_writes_nothing(tmp_path):
 def test_wrong_run_file_has_status_2_and_says_why(capsys, setting, said):
     assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--ranks", "2", "--set", setting]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "llm, said",
+    [
+        ("gemma3n_text", "(gemma3n_text) cannot train on packed samples exactly"),
+        ("phi3, LongRoPE, beyond its limit", "set batch.tokens_per_pack, now 128, to at most 8"),
+        ("jamba", "stay apart on the road 'rows'"),
+        ("llama", "stay apart on the road 'packed'"),
+    ],
+)
+def test_dry_run_says_how_packed_samples_stay_apart_or_that_they_cannot(tiny_run, tmp_path, capsys, llm, said):
+    run = {
+        **tiny_run,
+        "llm": {**tiny_run["llm"], "architecture": {**architecture(llm), "vocab_size": 400}},
+        "output": str(tmp_path / "runs"),
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run))
+    status = main([str(path), "--dry-run", "--ranks", "2"])
+    shown = capsys.readouterr()
+    assert said in shown.out + shown.err
+    assert (status == 0) == ("no fault found" in shown.out) == ("stay apart" in said)
 
 
 def test_gradients_in_turns_are_refused_because_no_checkpoint_survives_them(tmp_path, capsys):
