@@ -67,7 +67,7 @@ class ParGoFusion:
 
     def _place_pictures(self, embeds: torch.Tensor, is_image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
         tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
-        tokens = tokens * torch.tensor(embedding_scale(self.llm), dtype=tokens.dtype)
+        tokens = tokens * torch.as_tensor(embedding_scale(self.llm), dtype=tokens.dtype, device=tokens.device)
         return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
 
     def _image_places(self, embeds: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ from .packed_attention import LLMAttention, packed_row
 
 ROADS = ("packed", "rows")
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
 LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "final_logit_softcapping": lambda logits, cap: torch.tanh(logits / cap) * cap,  # Gemma 2
     "logits_soft_cap": lambda logits, cap: torch.tanh(logits / cap) * cap,  # RecurrentGemma
@@ -41,7 +43,7 @@ def switch_off_noise(part: nn.Module) -> None:
     eval() would do it too, but gradient checkpoints of transformers work in training mode only.
     """
     for module in part.modules():
-        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        is_dropout = isinstance(module, DROPOUTS)
         for name, value in list(vars(module).items()):
             noisy = "drop" in name or "jitter" in name or (is_dropout and name == "p")
             if isinstance(value, float) and noisy:
@@ -57,7 +59,7 @@ def decoder_of(llm: PreTrainedModel) -> nn.Module:
     return next((decoder for decoder in found if decoder is not llm), llm)
 
 
-def embedding_scale(llm: PreTrainedModel) -> float:
+def embedding_scale(llm: PreTrainedModel) -> float | torch.Tensor:
     """The factor that the embedding layer itself puts on its rows, 1.0 in most families.
 
     Who applies Gemma's sqrt(hidden_size) differs between versions of transformers: the decoder
@@ -65,8 +67,7 @@ def embedding_scale(llm: PreTrainedModel) -> float:
     take this factor too, so that a model means the same in both.
     """
     embedding = llm.get_input_embeddings()
-    scale = getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
-    return float(scale)
+    return getattr(embedding, "scalar_embed_scale", getattr(embedding, "embed_scale", 1.0))
 
 
 def final_logits(llm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
