@@ -126,6 +126,8 @@ def packed_attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if attention_mask is not None and _inside_packed_row.get():
+        raise ValueError(f"{type(module).__name__} brings a mask of its own, which a packed row would leave out")
     if query.shape[0] != 1:
         raise ValueError(f"cu_seq_lens_q marks samples of one packed row, found {query.shape[0]} rows")
     choice = LLMAttention() if pargo_llm is None else pargo_llm

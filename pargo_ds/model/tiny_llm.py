@@ -26,6 +26,7 @@ WINDOWS = (
 POSITIONS = (
     "max_position_embeddings|original_max_position_embeddings|n_positions|n_ctx|max_seq_len"
     "|max_positions|max_target_positions|model_max_length|context_length"
+    "|floor_scale|log_scaling_n_floor"
 )
 LAYERS = (
     "num_hidden_layers|n_layers?|num_layers|num_blocks|decoder_layers|num_decoder_layers"
