@@ -72,7 +72,8 @@ def embedding_scale(llm: PreTrainedModel) -> float | torch.Tensor:
 
 def final_logits(llm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Hidden states `(..., width)` -> logits `(..., vocabulary)` as the LLM's own forward gives."""
-    logits = llm.get_output_embeddings()(hidden)
+    head = llm.get_output_embeddings()
+    logits = head(hidden.to(head.weight.dtype))  # Mamba's residual stream is float32 whatever the weights' type
     for name, change in LOGIT_CHANGES.items():
         value = getattr(llm.config, name, None)
         if value is not None:

@@ -76,7 +76,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
         self.attention = AttentionChoice()
-        self._packings: dict[int, Packing] = {}
+        self._packings: dict[tuple[int, int], Packing] = {}
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]
         self.post_init()
 
@@ -262,7 +262,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         packed: dict[str, Any] = {}
         if cu_seqlens is not None:
-            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache)
+            position_ids = packed_positions(cu_seqlens, position_ids, attention_mask, past, use_cache, max_seqlen)
             use_cache = None  # with a cache transformers would not see the sample boundaries
             packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
         if input_ids is not None:
@@ -282,19 +282,21 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             **packed,
         }
 
-    def packing(self, longest: int) -> Packing:
-        """The exact road of packed rows whose longest sample has `longest` tokens (packing.py).
+    def packing(self, longest: int, row: int | None = None) -> Packing:
+        """The exact road of packed rows of `row` tokens whose longest sample has `longest` (packing.py); a row may be
+        one sample.
 
         Raises:
             PackingError: there is none for this LLM.
         """
+        asked = (longest, max(longest, row or 0))
         # What was proven with long samples in the pack holds for packs without them.
         for proven in sorted(self._packings):
-            if longest <= proven:
+            if asked[0] <= proven[0] and asked[1] <= proven[1]:
                 return self._packings[proven]
         implementation = self.llm.config._attn_implementation
-        found = prove_packing(self.config.text_config, longest, implementation=implementation)
-        self._packings[longest] = found
+        found = prove_packing(self.config.text_config, *asked, implementation=implementation)
+        self._packings[asked] = found
         return found
 
     def run_decoder(self, llm_inputs: dict[str, Any]) -> ModelOutput:
@@ -307,7 +309,7 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             self.llm,
             cu_seqlens=cu_seqlens,
             longest=longest,
-            road=self.packing(longest).road,
+            road=self.packing(longest, row=llm_inputs["inputs_embeds"].shape[1]).road,
             attention=LLMAttention(self.attention.llm, self.attention.provider),
             **llm_inputs,
         )

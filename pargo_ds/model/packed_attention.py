@@ -46,11 +46,13 @@ def packed_positions(
     attention_mask: torch.Tensor | None,
     past_key_values: Cache | None,
     use_cache: bool | None,
+    max_seqlen: int | None = None,
 ) -> torch.Tensor:
     """Positions `(1, tokens)` that restart at each sample of a pack.
 
     Raises:
-        ValueError: a mask or a cache, or positions that do not restart there: samples would see each other, silently.
+        ValueError: a max_seqlen below the longest sample; a mask or a cache, or positions that do not restart there:
+            samples would see each other, silently.
     """
     if attention_mask is not None or past_key_values is not None or use_cache:
         raise ValueError(
@@ -58,6 +60,9 @@ def packed_positions(
             "Pass attention_mask=None and use_cache=False"
         )
     lengths = cu_seqlens.diff().long()
+    longest = int(lengths.max())
+    if max_seqlen is not None and max_seqlen < longest:
+        raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sample of cu_seqlens has {longest} tokens")
     starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
     expected = (torch.arange(starts.numel(), device=starts.device) - starts).unsqueeze(0)  # (1, tokens)
     if position_ids is not None and not torch.equal(position_ids.to(expected), expected):

@@ -21,9 +21,12 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from .llm import ROADS, final_logits, run_packed_llm, switch_off_noise
 from .packed_attention import LLMAttention, unlogged, use_packed_attention
-from .tiny_llm import LENGTHS, VOCABULARY, exceeded_limits, tiny_config
+from .tiny_llm import LENGTHS, VOCABULARY, Limits, exceeded_limits, tiny_config
 
-Limits = tuple[tuple[str, int], ...]
+DRAWS = (VOCABULARY, 6)
+"""Weights and samples are drawn once for each of these; a sample's words have smaller ids than this, and at least 3.
+The second makes words repeat, as they do in any text: a layer that keeps its best keys then meets ties, and what
+it makes of them depends on the padding behind a sample (Doge)."""
 
 LOGIT_TOLERANCE = 2e-5
 """Per unit of the largest logit. Measured over 130 families in float64: at most 1.5e-6, from parts
@@ -41,27 +44,32 @@ class Packing:
     """The road of packed rows that is exact for an LLM, and why a faster one is not taken.
 
     `noise`: what remains different in training mode after switch_off_noise; None for nothing.
+    `bf16`: the error with all parameters in bfloat16, from families that need some in float32; None for none.
     """
 
     road: str
     reason: str
     noise: str | None
+    bf16: str | None = None
 
 
-def prove_packing(config: PretrainedConfig, longest: int, *, implementation: str | None = None) -> Packing:
+def prove_packing(
+    config: PretrainedConfig, longest: int, row: int | None = None, *, implementation: str | None = None
+) -> Packing:
     """The first exact road of ROADS for an LLM of this configuration.
 
-    It is computed once for a configuration in a process and takes about half a second on a CPU.
+    It is computed once for a configuration in a process and takes about a second on a CPU.
 
     Args:
         config: the LLM's own configuration.
         longest: tokens of the longest sample that a pack may hold.
+        row: tokens of the whole pack; as many as the longest sample where it is not said.
         implementation: attention implementation of the LLM; only "eager" makes a difference.
 
     Raises:
         PackingError: no road is exact, or the copy cannot be built; one sentence says why.
     """
-    limits = exceeded_limits(config, longest)
+    limits = exceeded_limits(config, longest, max(longest, row or 0))
     eager = implementation == "eager"
     body = json.dumps(config.to_dict(), sort_keys=True, default=str)
     key = (type(config), body, limits, eager)
@@ -70,7 +78,7 @@ def prove_packing(config: PretrainedConfig, longest: int, *, implementation: str
     found = _PROVEN[key]
     if isinstance(found, Packing):
         return found
-    raise PackingError(_refusal(config, longest, limits, found, implementation))
+    raise PackingError(_refusal(config, max(longest, row or 0), limits, found, implementation))
 
 
 _PROVEN: dict[tuple, "Packing | tuple[str, ...]"] = {}
@@ -79,18 +87,17 @@ _PROVEN: dict[tuple, "Packing | tuple[str, ...]"] = {}
 
 def _prove(config: PretrainedConfig, limits: Limits, eager: bool) -> Packing | tuple[str, ...]:
     """The road, or what is wrong with each of them."""
-    longest = 1 + max((tokens for _, tokens in limits), default=0)
     with _undisturbed():
         try:
-            truth = _Truth(config, longest, eager)
+            truths = [_Truth(config, limits, eager, words) for words in DRAWS]
         except Exception as error:
             return (f"a small copy of it does not run on such samples: {_first_line(error)}",)
         faults = []
         for road in ROADS:
-            fault = truth.fault(road)
+            fault = next(filter(None, (truth.fault(road) for truth in truths)), None)
             if fault is None:
                 reason = f"packed: {faults[0]}" if faults else "samples stay apart in one row"
-                return Packing(road, reason, truth.noise(road))
+                return Packing(road, reason, truths[0].noise(road), truths[0].bf16(road))
             faults.append(fault)
     return tuple(faults)
 
@@ -111,14 +118,14 @@ def _undisturbed() -> Iterator[None]:
 
 
 class _Truth:
-    """The samples computed alone by transformers itself."""
+    """The samples computed alone by transformers itself; their words have ids below `words`."""
 
-    def __init__(self, config: PretrainedConfig, longest: int, eager: bool) -> None:
-        tiny = tiny_config(config, longest=longest)
-        self.samples = [torch.randint(3, VOCABULARY, (1, length)) for length in LENGTHS]
+    def __init__(self, config: PretrainedConfig, limits: Limits, eager: bool, words: int) -> None:
+        self.tiny = tiny_config(config, limits)
+        self.samples = [torch.randint(3, words, (1, length)) for length in LENGTHS]
         self.seen = torch.randn(sum(LENGTHS), VOCABULARY, dtype=torch.float64)
         self.eager = eager
-        built = _with_drawn_weights(AutoModelForCausalLM.from_config(tiny)).eval()
+        built = _with_drawn_weights(AutoModelForCausalLM.from_config(self.tiny)).eval()
         try:
             self._compute(built.double())
         except RuntimeError:  # some families have parts that stay in float32
@@ -145,7 +152,9 @@ class _Truth:
         return dict(zip(wanted, found, strict=True))
 
     def _copy(self) -> PreTrainedModel:
-        llm = copy.deepcopy(self.llm)
+        return self._as_trained(copy.deepcopy(self.llm))
+
+    def _as_trained(self, llm: PreTrainedModel) -> PreTrainedModel:
         if self.eager:
             llm.set_attn_implementation("eager")
         use_packed_attention(llm)
@@ -167,6 +176,20 @@ class _Truth:
         except Exception as error:
             return _first_line(error)
 
+    def bf16(self, road: str) -> str | None:
+        """The error of a road with every parameter in bfloat16, None when it runs."""
+        try:
+            llm = AutoModelForCausalLM.from_config(self.tiny, dtype=torch.bfloat16)
+        except NotImplementedError:  # RWKV's first weights are computed by what a CPU has for float32 only
+            llm = AutoModelForCausalLM.from_config(self.tiny).bfloat16()
+        for parameter in llm.parameters():  # those too that transformers keeps in float32: ZeRO-3 knows one type
+            parameter.data = parameter.data.bfloat16()
+        try:
+            _packed_logits(self._as_trained(llm), self.samples, road)
+        except Exception as error:
+            return _first_line(error)
+        return None
+
     def fault(self, road: str) -> str | None:
         """What is wrong with a road, None when it is exact."""
         llm = self._copy()
@@ -182,8 +205,8 @@ class _Truth:
             found = gradients[name]
             if truth is None and found is None:
                 continue
-            if truth is None or found is None:
-                return f"{name} has no gradient"
+            # An expert that no token chose has none; where only padding chose it, it is zero.
+            truth, found = (torch.zeros(()) if one is None else one for one in (truth, found))
             off = float((truth - found).abs().max()) / max(1.0, float(truth.abs().max()))
             if not off < GRADIENT_TOLERANCE:
                 return f"the gradient of {name} differs from that of each sample alone by {off:.1g}"
@@ -218,20 +241,20 @@ def _first_line(error: Exception) -> str:
 
 def _refusal(
     config: PretrainedConfig,
-    longest: int,
+    row: int,
     limits: Limits,
     faults: tuple[str, ...],
     implementation: str | None,
 ) -> str:
     """One sentence: what was found, and what to do."""
-    for name, tokens in sorted(limits, key=lambda limit: -limit[1]):
+    for name, tokens, _ in sorted(limits, key=lambda limit: -limit[1]):
         try:
             prove_packing(config, tokens, implementation=implementation)
         except PackingError:
             continue
         return (
             f"the LLM ({config.model_type}) is not exact on packed samples of more than {tokens} "
-            f"tokens, its {name} ({faults[0]}); set batch.tokens_per_pack, now {longest}, to at "
+            f"tokens, its {name} ({faults[0]}); set batch.tokens_per_pack, now {row}, to at "
             f"most {tokens}"
         )
     shown = faults[0]

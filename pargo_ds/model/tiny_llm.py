@@ -16,18 +16,25 @@ HEAD_DIM = 8
 VOCABULARY = 97
 LENGTHS = (6, 1, 9, 12)
 """Tokens of the samples that a tiny copy is asked with; limits of the copy lie below the longest."""
-SHORT_WINDOW, SHORT_POSITIONS, UNREACHED = 4, 8, 64
-"""What a limit becomes that the run's samples exceed, a window or a number of positions, or do not."""
+SHORT_WINDOW, SHORT_POSITIONS, BETWEEN, UNREACHED = 4, 8, 16, 64
+"""What a limit becomes in the copy: a window or a number of positions that samples exceed; one that the row of all
+samples exceeds, but none of them; one that nothing exceeds."""
+BLOCK = 2
+"""What a number of kept blocks and the tokens of such a block become: samples have more blocks than are kept."""
+
+Limits = tuple[tuple[str, int, str], ...]
+"""Lengths of a configuration that are exceeded: (name, tokens, "sample" or "row"), sorted."""
 
 WINDOWS = (
     "sliding_window|sliding_window_size|attention_window_size|attention_chunk_size|window_size"
-    "|local_attention|local_attention_window_len|keep_window_size|index_topk"
+    "|local_attention|local_attention_window_len|keep_window_size|index_topk|indexer_budget"
 )
 POSITIONS = (
     "max_position_embeddings|original_max_position_embeddings|n_positions|n_ctx|max_seq_len"
     "|max_positions|max_target_positions|model_max_length|context_length"
     "|floor_scale|log_scaling_n_floor"
 )
+ROTATED_PARTS = "partial_rotary_factor|rotary_pct|rope_pct"
 LAYERS = (
     "num_hidden_layers|n_layers?|num_layers|num_blocks|decoder_layers|num_decoder_layers"
     "|encoder_layers|num_encoder_layers"
@@ -60,6 +67,7 @@ SIZES: tuple[tuple[str, Callable[[int], int]], ...] = (
     ("(num|n|moe_num)_?(routed_|local_)?experts", lambda n: min(n, 4)),
     (".*experts_per_tok(en)?|moe_k|moe_topk|moe_top_k", lambda n: min(n, 2)),
     ("n_group|topk_group|num_expert_group|(mamba_)?n_groups|mamba_ngroups|o_groups", lambda n: 1),
+    ("index_(topk_blocks|block_size)", lambda n: min(n, BLOCK)),
     (".*(_rank|dt_rank)", lambda n: min(n, HEAD_DIM)),
     ("(.*_)?(state_size|d_state|chunk_size|block_size)", lambda n: min(n, 8)),
     ("hidden_size_per_layer_input", lambda n: HEAD_DIM),
@@ -69,16 +77,21 @@ SIZES: tuple[tuple[str, Callable[[int], int]], ...] = (
 
 
 def tiny_config(
-    config: PretrainedConfig, *, longest: int | None = None, vocab_size: int | None = None
+    config: PretrainedConfig,
+    limits: Limits | None = None,
+    *,
+    vocab_size: int | None = None,
+    room: int = UNREACHED,
 ) -> PretrainedConfig:
     """Copy a causal LM's configuration with a width of 32 and as few layers as show every kind.
 
     Args:
         config: any causal LM's configuration; it is not changed.
-        longest: tokens of the longest sample that will be asked. Windows and numbers of positions
-            that it exceeds stay below the longest of LENGTHS in the copy, others above. None:
-            every limit is exceeded.
+        limits: the lengths that will be exceeded, from exceeded_limits. Windows and numbers of positions
+            among them stay below the longest of LENGTHS in the copy, or, where only a row exceeds
+            them, below their sum; others above. None: every limit is exceeded by samples.
         vocab_size: of the copy; None: VOCABULARY, with control tokens among its first ids.
+        room: what a limit becomes that nothing exceeds.
 
     Raises:
         ValueError, TypeError or another error of the family's configuration: it accepts no such
@@ -90,24 +103,25 @@ def tiny_config(
         layers=(layers, _kept_layers(body, layers)),
         heads=_size(config, body, "num_attention_heads"),
         head_dim=_head_dim(config, body),
-        longest=longest,
+        limits=limits,
         vocabulary=vocab_size or VOCABULARY,
         keep_ids=vocab_size is not None,
+        room=room,
     )
     return type(config)(**shrink.section(body))
 
 
-def exceeded_limits(config: PretrainedConfig, longest: int) -> tuple[tuple[str, int], ...]:
+def exceeded_limits(config: PretrainedConfig, longest: int, row: int | None = None) -> Limits:
     """The lengths named in a configuration (windows, positions) that a sample of `longest` tokens
-    exceeds, as sorted (name, tokens)."""
+    exceeds, or else a row of `row` tokens, as sorted (name, tokens, "sample" or "row")."""
     found = set()
 
     def look(section: dict) -> None:
         for key, value in section.items():
             if isinstance(value, dict):
                 look(value)
-            elif _is_limit(str(key)) and _is_size(value) and value < longest:
-                found.add((key, value))
+            elif _is_limit(str(key)) and _is_size(value) and value < max(longest, row or 0):
+                found.add((key, value, "sample" if value < longest else "row"))
 
     look(config.to_dict())
     return tuple(sorted(found))
@@ -119,16 +133,18 @@ class _Shrinking:
         layers: tuple[int | None, int],
         heads: int | None,
         head_dim: int,
-        longest: int | None,
+        limits: Limits | None,
         vocabulary: int,
         keep_ids: bool,
+        room: int,
     ) -> None:
         self.all_layers, self.layers = layers
         self.heads = heads
         self.head_dim = head_dim
-        self.longest = longest
+        self.exceeded = None if limits is None else {(name, tokens): what for name, tokens, what in limits}
         self.vocabulary = vocabulary
         self.keep_ids = keep_ids
+        self.room = room
 
     def section(self, body: dict[str, Any]) -> dict[str, Any]:
         """A configuration's dict, or one of the dicts inside it."""
@@ -149,6 +165,8 @@ class _Shrinking:
             return self.section({k: v for k, v in value.items() if k not in general})
         if isinstance(value, (list, tuple)):
             return self.sequence(key, list(value))
+        if isinstance(value, float) and re.fullmatch(ROTATED_PARTS, key):
+            return value if int(value * HEAD_DIM) in range(2, HEAD_DIM + 1, 2) else 0.5  # whole pairs are rotated
         if not _is_size(value) or value < 1:
             return value
         return self.number(key, value)
@@ -170,8 +188,9 @@ class _Shrinking:
         return value
 
     def limit(self, key: str, value: int) -> int:
-        if self.longest is not None and self.longest <= value:
-            return UNREACHED
+        by = "sample" if self.exceeded is None else self.exceeded.get((key, value))
+        if by != "sample":
+            return BETWEEN if by == "row" else self.room
         return SHORT_WINDOW if re.fullmatch(WINDOWS, key) else SHORT_POSITIONS
 
     def sequence(self, key: str, value: list) -> list:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
@@ -200,7 +201,8 @@ def llm_config(run: RunConfig) -> PretrainedConfig:
 def prove_llm(run: RunConfig, config: PretrainedConfig) -> Packing:
     """How packed samples stay apart in this LLM, computed on a tiny copy of it.
 
-    Raises ConfigError when they cannot, or when a frozen LLM would not compute as in inference.
+    Raises ConfigError when they cannot, when a frozen LLM would not compute as in inference, or when it does not run
+    in the run's precision.
     """
     try:
         packing = prove_packing(config, run.batch.tokens_per_pack)
@@ -210,6 +212,11 @@ def prove_llm(run: RunConfig, config: PretrainedConfig) -> Packing:
         raise ConfigError(
             f"train.llm.mode: {run.llm.name} ({config.model_type}) cannot be frozen: while training it computes "
             f"something else than in inference, even without dropout ({packing.noise})"
+        )
+    if dtype_of(run) == torch.bfloat16 and packing.bf16 is not None:
+        raise ConfigError(
+            f"train.precision: {run.llm.name} ({config.model_type}) does not run with all its weights in bfloat16 "
+            f"under transformers {transformers.__version__} ({packing.bf16}); set it to fp32"
         )
     return packing
 

@@ -57,6 +57,7 @@ FAMILIES: dict[str, dict] = {
     "deepseek_v3": LATENT,
     "diffllama": {},
     "doge": {},
+    "doge, beyond its window": {"model_type": "doge", "keep_window_size": 4},
     "dots1": {**ROUTED, "layer_types": ["full_attention"] * 4},
     "ernie4_5": {},
     "ernie4_5_moe": {
@@ -117,10 +118,19 @@ FAMILIES: dict[str, dict] = {
         **HEAD, "attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 32,
         "interleave_moe_layer_step": 2,
     },
+    "llama4_text, scaled queries": {
+        **HEAD, "model_type": "llama4_text", "num_local_experts": 2, "intermediate_size_mlp": 32,
+        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0, 1, 0], "floor_scale": 4, "attn_scale": 1.0,
+    },
     "mamba": {"state_size": 8},
     "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
     "minimax": {
         **HEAD, **LOCAL_EXPERTS, "layer_types": ["linear_attention", "full_attention"] * 2, "block_size": 4,
+    },
+    "minimax_m3_vl_text": {
+        **HEAD, **LOCAL_EXPERTS, "layer_types": ["minimax_m3_sparse"] * 4, "index_block_size": 2,
+        "index_topk_blocks": 2, "index_head_dim": 8, "rotary_dim": 4, "dense_intermediate_size": 48,
+        "shared_intermediate_size": 16,
     },
     "mistral": WINDOW,
     "mixtral": {**WINDOW, **LOCAL_EXPERTS},

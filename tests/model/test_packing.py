@@ -44,6 +44,37 @@ def test_samples_longer_than_the_llm_takes_exactly_are_refused_with_the_length_t
     prove_packing(config, limit)
 
 
+def shortened(config, longest, row=None):
+    return tiny_config(config, exceeded_limits(config, longest, row))
+
+
+def test_queries_scaled_by_their_place_in_the_row_are_found_though_every_sample_is_short():
+    """Llama 4 scales queries beyond `floor_scale` by their place, and takes the place in the row for it."""
+    config = configuration("llama4_text", attention_chunk_size=64, no_rope_layers=[1, 0] * 2, floor_scale=16)
+    assert prove_packing(config, 12).road == "packed"  # a row of one sample
+    assert prove_packing(config, 12, row=28).road == "rows"
+    model = ParGoForConditionalGeneration(tiny_pargo(config)).double().eval()
+    samples = [torch.randint(3, 90, (1, length)) for length in (12, 12, 10)]
+    packed = model(input_ids=torch.cat(samples, 1), cu_seqlens=torch.tensor([0, 12, 24, 34], dtype=torch.int32)).logits
+    alone = torch.cat([model(input_ids=ids).logits for ids in samples], 1)
+    off = float((packed - alone)[..., :97].detach().abs().max())
+    assert off < 1e-5, off
+
+
+def test_a_layer_that_keeps_its_best_keys_is_refused_where_padding_decides_between_equal_words():
+    config = configuration("doge", keep_window_size=16)
+    with pytest.raises(PackingError, match="batch.tokens_per_pack, now 60, to at most 16"):
+        prove_packing(config, 60)
+    prove_packing(config, 16)
+
+
+@pytest.mark.parametrize("name", ["phi", "stablelm", "persimmon", "gpt_neox"])
+def test_a_head_of_which_40_percent_rotate_is_let_through(name):
+    """Phi-2: 0.4 of 80 are whole pairs, 0.4 of the copy's 8 are not."""
+    part = {"rotary_pct": 0.4} if name == "gpt_neox" else {"partial_rotary_factor": 0.4}
+    prove_packing(configuration(name, hidden_size=320, **part), 60)
+
+
 LONG = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
 PUBLISHED = {
     "vicuna-7b-v1.5": {"model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -106,21 +137,23 @@ def test_the_proof_disturbs_neither_random_numbers_nor_the_mode_it_is_asked_in()
 def test_the_proof_depends_on_lengths_only_where_the_configuration_names_them():
     config = configuration("mistral")
     assert exceeded_limits(config, 4) == ()
-    assert exceeded_limits(config, 5) == (("sliding_window", 4),)
-    assert exceeded_limits(config, 65) == (("max_position_embeddings", 64), ("sliding_window", 4))
+    assert exceeded_limits(config, 5) == (("sliding_window", 4, "sample"),)
+    assert exceeded_limits(config, 4, row=65) == (("max_position_embeddings", 64, "row"), ("sliding_window", 4, "row"))
+    both = (("max_position_embeddings", 64, "sample"), ("sliding_window", 4, "sample"))
+    assert exceeded_limits(config, 65) == both
 
 
 def test_a_tiny_copy_keeps_every_kind_of_layer_and_shortens_what_the_samples_exceed():
     kinds = ["linear_attention"] * 3 + ["full_attention"]
     big = AutoConfig.for_model("qwen3_next", num_hidden_layers=48, layer_types=kinds * 12)
-    tiny = tiny_config(big, longest=4096)
+    tiny = shortened(big, 4096)
     assert tiny.layer_types == kinds
     assert (tiny.hidden_size, tiny.max_position_embeddings) == (32, 64)
-    bamba = tiny_config(AutoConfig.for_model("bamba", attn_layer_indices=[9, 18, 27]), longest=4096)
+    bamba = shortened(AutoConfig.for_model("bamba", attn_layer_indices=[9, 18, 27]), 4096)
     assert (bamba.num_hidden_layers, bamba.attn_layer_indices) == (10, [9])
-    window = tiny_config(AutoConfig.for_model("mistral", sliding_window=1024), longest=4096)
-    assert window.sliding_window == 4
-    assert tiny_config(AutoConfig.for_model("mistral", sliding_window=8192), longest=4096).sliding_window == 64
+    for window, short in ((1024, 4), (4096, 16), (8192, 64)):
+        config = AutoConfig.for_model("mistral", sliding_window=window)
+        assert shortened(config, 4096, row=6000).sliding_window == short
 
 
 @pytest.mark.parametrize("name", ["llama", "cohere", "granite", "gemma2, strong caps", "falcon_h1", "gpt_neox", "opt"])

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+import transformers
 from tiny import merged
 from transformers import AutoConfig
 
 from pargo_ds.config import ConfigError, parse_config
 from pargo_ds.training import assembly
 from pargo_ds.training.freezing import apply_freezing
+from tests.model.llm_families import architecture
 
 NOISY = {
     "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 400, "n_positions": 256,
@@ -42,6 +44,15 @@ def test_an_llm_that_trains_keeps_its_dropout_and_its_published_configuration(ti
     with torch.no_grad():
         assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
     assert model.config.text_config.resid_pdrop == 0.5
+
+
+def test_an_llm_that_needs_float32_parts_does_not_start_in_bf16(tiny_run):
+    family = "ernie4_5_moe" if transformers.__version__.startswith("4.") else "xlstm"
+    run = parse_config(merged(tiny_run, {"train": {"precision": "bf16"}}))
+    with pytest.raises(ConfigError, match=rf"train.precision: .*\({family}\) does not run .* set it to fp32"):
+        assembly.prove_llm(run, AutoConfig.for_model(**architecture(family)))
+    assembly.prove_llm(parse_config(tiny_run), AutoConfig.for_model(**architecture(family)))
+    assembly.prove_llm(run, AutoConfig.for_model(**architecture("mamba")))  # its residual stream is float32
 
 
 def test_an_llm_whose_noise_cannot_be_switched_off_is_not_frozen(tiny_run, monkeypatch):

@@ -77,10 +77,7 @@ def run_config(run: RunConfig, processor: ParGoProcessor) -> ParGoConfig:
 
 def tiny_text(config: PretrainedConfig) -> PretrainedConfig:
     """The LLM's configuration, small but for its vocabulary, with room for a prompt."""
-    small = tiny_config(config, longest=0, vocab_size=config.vocab_size)
-    if getattr(small, "max_position_embeddings", None):
-        small.max_position_embeddings = ROOM
-    return small
+    return tiny_config(config, (), vocab_size=config.vocab_size, room=ROOM)
 
 
 def tiny_vision(config: ParGoVisionConfig, folder: Path) -> tuple[ParGoVisionConfig, dict[str, Any]]:
