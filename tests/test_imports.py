@@ -22,6 +22,7 @@ ALLOWED = {
     "data": BASE,
     "checkpoint": CORE,
     **dict.fromkeys(("training", "evaluation", "captioning"), UPPER),
+    "learning": UPPER | {"training"},  # trials of the ordinary run, without DeepSpeed
     "convert": UPPER | {"training"},  # rebuilds the model exactly as the run built it
 }
 DEEPSPEED_HOMES = (
