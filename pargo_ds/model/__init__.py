@@ -19,7 +19,8 @@ from .image_processing_pargo import ParGoImageProcessor
 from .modeling_pargo import ParGoForConditionalGeneration
 from .outputs_pargo import ParGoOutput
 from .processing_pargo import ParGoProcessor
-from .projector_pargo import PROJECTORS, PargoProjector, build_projector
+from .projector_pargo import PargoProjector
+from .projectors import PROJECTORS, build_projector
 from .vision import (
     VisionTower,
     load_pretrained_vision,

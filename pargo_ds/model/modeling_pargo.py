@@ -34,7 +34,7 @@ from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import LLMAttention, packed_positions, use_packed_attention
 from .packing import Packing, prove_packing
 from .partial_backends import BACKENDS  # noqa: F401
-from .projector_pargo import build_projector
+from .projectors import build_projector
 from .tiny_llm import tiny_config  # noqa: F401
 from .vision import VisionTower, reset_non_persistent_buffers
 

@@ -8,8 +8,6 @@ Every size comes from the configuration: under ZeRO-3 a partitioned weight has s
 (bytedance/ParGo: pargo/backbone/language/qformer_bert.py).
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -225,20 +223,3 @@ class PargoProjector(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens, patches)
         return self.output(self.final_norm(tokens))
-
-
-PROJECTORS: dict[str, Callable[..., nn.Module]] = {"pargo": PargoProjector}
-
-
-def build_projector(config: ParGoProjectorConfig, vision_dim: int, llm_dim: int, num_patches: int) -> nn.Module:
-    """Build the projector that `config.type` names.
-
-    Raises:
-        ValueError: unknown type (the message lists the known ones), or sizes that do not fit.
-    """
-    if config.type not in PROJECTORS:
-        raise ValueError(
-            f"unknown projector type '{config.type}': known types are {', '.join(sorted(PROJECTORS))}; "
-            "set projector.type to one of them"
-        )
-    return PROJECTORS[config.type](config, vision_dim, llm_dim, num_patches)

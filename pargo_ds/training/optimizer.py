@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from pargo_ds.config import PARTS, PartSection, RunConfig
+from pargo_ds.model.projector_pargo import ScaledLinear
 
 
 def parameter_groups(model: nn.Module, run: RunConfig) -> list[dict]:
-    """Groups of trainable parameters: per part, with and without weight decay (vectors have none).
+    """Groups of trainable parameters: per part and scale of the learning rate, with and without weight decay (vectors
+    have none). A group's `lr_scale` multiplies the part's rate.
 
     Empty groups are left out: DeepSpeed drops them and then disagrees with whoever counted them.
     """
@@ -19,13 +21,31 @@ def parameter_groups(model: nn.Module, run: RunConfig) -> list[dict]:
     for part in PARTS:
         section: PartSection = getattr(run.train, part)
         trained = [p for p in getattr(model, part).parameters() if p.requires_grad]
-        for decays in (True, False):
-            members = [p for p in trained if is_matrix(p) == decays]
-            if members:
-                decay = section.weight_decay if decays else 0.0
-                name = f"{part}.{'matrices' if decays else 'vectors'}"
-                groups.append({"params": members, "lr": section.lr, "weight_decay": decay, "name": name})
+        scales = output_scales(getattr(model, part)) if section.output_lr == "scaled" else {}
+        for scale in sorted({scales.get(id(p), 1.0) for p in trained}, reverse=True):
+            for decays in (True, False):
+                members = [p for p in trained if is_matrix(p) == decays and scales.get(id(p), 1.0) == scale]
+                if members:
+                    decay = section.weight_decay if decays else 0.0
+                    name = f"{part}.{'matrices' if decays else 'vectors'}"
+                    group = {"params": members, "lr": section.lr, "weight_decay": decay, "name": name}
+                    groups.append(group | {"lr_scale": scale})
     return groups
+
+
+def output_scales(part: nn.Module) -> dict[int, float]:
+    """id of a parameter -> factor of its learning rate, for layers that start below unit scale.
+
+    Adam moves each weight by about the learning rate, whatever its size. The layer that writes visual tokens at the
+    deviation s of the word embeddings has weights s times smaller than its neighbours: at their rate it would be thrown
+    far from its start within the first steps. With s times the rate it moves as a unit layer under a factor s would.
+    """
+    return {
+        id(parameter): module.output_std
+        for module in part.modules()
+        if isinstance(module, ScaledLinear)
+        for parameter in module.parameters(recurse=False)
+    }
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
@@ -52,5 +72,5 @@ def set_learning_rates(groups: list[dict], run: RunConfig, step: int, total_step
         part = group["name"].split(".")[0]
         section: PartSection = getattr(run.train, part)
         rates[part] = lr_at(step, total_steps, run.train.warmup_steps, section.lr, section.min_lr)
-        group["lr"] = rates[part]
+        group["lr"] = rates[part] * group["lr_scale"]
     return rates

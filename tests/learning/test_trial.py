@@ -87,7 +87,7 @@ def sweep_file(tiny_run, tiny_shards, tmp_path) -> Path:
     sweep = {
         "base": str(base),
         "worlds": {"squares": str(tiny_shards)},
-        "variants": {"as it is": {}, "lr 1e-4": {"train.projector.lr": 1e-4}},
+        "variants": {"as it is": {}, "pooled": {"projector.type": "adaptive_pool", "projector.global_tokens": 1}},
         "seeds": [0],
         "every": 2,
     }
@@ -102,15 +102,15 @@ def test_a_sweep_continues_with_what_has_no_result_and_takes_more_variants(sweep
     first = run_command([*command, "--only", "as it is"])
     assert first.returncode == 0, first.stderr
     kept = (out / "squares/as it is/seed_0.jsonl").read_bytes()
-    stopped = out / "squares/lr 1e-4/seed_0.jsonl.part"
+    stopped = out / "squares/pooled/seed_0.jsonl.part"
     stopped.parent.mkdir(parents=True)
     stopped.write_text('{"step": 0}\n')  # of a trial that was killed
     second = run_command(command)
     assert second.returncode == 0, second.stderr
     assert (out / "squares/as it is/seed_0.jsonl").read_bytes() == kept
-    assert len((out / "squares/lr 1e-4/seed_0.jsonl").read_text().splitlines()) == 4
+    assert len((out / "squares/pooled/seed_0.jsonl").read_text().splitlines()) == 4
     assert not stopped.exists()
-    assert "lr 1e-4" in (out / "table.md").read_text()
+    assert "pooled" in (out / "table.md").read_text()
     assert (out / "curves.png").stat().st_size > 10_000
 
 
