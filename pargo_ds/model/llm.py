@@ -37,6 +37,11 @@ LOGIT_CHANGES: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
 does anything else is found by the probe of packing.py and refused."""
 
 
+WORD_FACTORS = {"falcon_h1": "embedding_multiplier"}
+"""Factors, by their name in a family's configuration, that its decoder puts on the words that it looks up itself but
+not on embeddings that it is given."""
+
+
 def switch_off_noise(part: nn.Module) -> None:
     """Set dropout, layer drop and router jitter of all modules of a part to zero, in place.
 
@@ -85,6 +90,8 @@ def run_llm(llm: PreTrainedModel, inputs_embeds: torch.Tensor, **inputs: Any) ->
     """The decoder's output for unpacked rows; `inputs` that are None are not handed on, because
     some families do not know them."""
     given = {name: value for name, value in inputs.items() if value is not None}
+    if (factor := WORD_FACTORS.get(llm.config.model_type)) is not None:
+        inputs_embeds = inputs_embeds * getattr(llm.config, factor)
     return decoder_of(llm)(inputs_embeds=inputs_embeds, **given)
 
 

@@ -34,6 +34,8 @@ from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import LLMAttention, packed_positions, use_packed_attention
 from .packing import Packing, prove_packing
 from .partial_backends import BACKENDS  # noqa: F401
+from .projector_adaptive_pool import AdaptivePoolProjector  # noqa: F401
+from .projector_pargo import PargoProjector  # noqa: F401
 from .projectors import build_projector
 from .tiny_llm import tiny_config  # noqa: F401
 from .vision import VisionTower, reset_non_persistent_buffers
@@ -75,6 +77,8 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
             self.llm = llm
             self.generation_config = taken_over(llm.generation_config)
         use_packed_attention(self.llm)
+        # generate() makes the masks of static caches from the configuration, which a given LLM does not share.
+        config.text_config._attn_implementation = self.llm.config._attn_implementation
         self.attention = AttentionChoice()
         self._packings: dict[tuple[int, int], Packing] = {}
         self._no_split_modules = ["PargoLayer", "PostNormLayer", *(self.llm._no_split_modules or [])]

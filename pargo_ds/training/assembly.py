@@ -56,6 +56,11 @@ def published_config(what: str, name: str, revision: str | None, architecture: d
             f"{what}.name: {name} is neither a folder with a config.json nor a reachable hub name ({error}); "
             "on a machine without network fetch it first with tools/fetch_models.py"
         ) from error
+    except Exception as error:  # families check their values in their own ways
+        raise ConfigError(
+            f"{what}.name: transformers {transformers.__version__} does not take the config.json of {name} "
+            f"({type(error).__name__}: {error})"
+        ) from error
     found = getattr(config, "vision_config", config) if what == "vision" else config
     wrong = {
         key: (value, getattr(found, key))
@@ -204,6 +209,13 @@ def prove_llm(run: RunConfig, config: PretrainedConfig) -> Packing:
     Raises ConfigError when they cannot, when a frozen LLM would not compute as in inference, or when it does not run
     in the run's precision.
     """
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised.quant_method
+        raise ConfigError(
+            f"llm.name: the weights of {run.llm.name} are quantised ({method}): they do not train, and an export would "
+            "be another model. Name the release in bfloat16, or write one: load it with transformers and "
+            "quantization_config=...(dequantize=True), then save_pretrained"
+        )
     try:
         packing = prove_packing(config, run.batch.tokens_per_pack)
     except PackingError as error:

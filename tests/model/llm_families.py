@@ -67,7 +67,9 @@ FAMILIES: dict[str, dict] = {
     "exaone4": SLIDING,
     "falcon": {"multi_query": True, "new_decoder_architecture": False},
     "falcon, alibi": {"model_type": "falcon", "alibi": True, "multi_query": False},
-    "falcon_h1": {**HEAD, **MAMBA, "mamba_d_ssm": 32, "mamba_d_head": 8, "lm_head_multiplier": 0.5},
+    "falcon_h1": {
+        **HEAD, **MAMBA, "mamba_d_ssm": 32, "mamba_d_head": 8, "lm_head_multiplier": 0.5, "embedding_multiplier": 5.657,
+    },
     "falcon_mamba": {"state_size": 8},
     "flex_olmo": EXPERTS,
     "gemma": HEAD,

@@ -95,6 +95,11 @@ PUBLISHED = {
         "model_type": "deepseek_v3", "hidden_size": 7168, "num_hidden_layers": 61, "num_attention_heads": 128,
         "n_routed_experts": 256, "num_experts_per_tok": 8, "n_group": 8, "topk_group": 4, "first_k_dense_replace": 3,
     },
+    "Qwen3-Next-80B": {
+        "model_type": "qwen3_next", "hidden_size": 2048, "num_hidden_layers": 48, "num_attention_heads": 16,
+        "num_key_value_heads": 2, "head_dim": 256, "linear_num_value_heads": 32, "linear_num_key_heads": 16,
+        "num_experts": 512, "num_experts_per_tok": 10, "moe_intermediate_size": 512,
+    },
     "granite-4.0-h-tiny": {
         "model_type": "granitemoehybrid", "hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 12,
         "num_key_value_heads": 4, "layer_types": (["mamba"] * 5 + ["attention"] + ["mamba"] * 4) * 4,

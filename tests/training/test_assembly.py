@@ -1,10 +1,12 @@
 """A run trains the model that its export will be: the same types, rotary frequencies included."""
 
+import json
+
 import pytest
 import torch
 from tiny import merged
 
-from pargo_ds.config import parse_config
+from pargo_ds.config import ConfigError, parse_config
 from pargo_ds.model import ParGoForConditionalGeneration
 from pargo_ds.training import assembly
 from pargo_ds.training.engine import buffers_kept
@@ -43,3 +45,24 @@ def test_in_bf16_every_weight_and_buffer_has_the_type_and_value_of_the_export(
     different = [n for n in here if here[n][0] != there[n][0] or not torch.equal(here[n][1], there[n][1])]
     assert different == []
     assert any(dtype == torch.float32 for dtype, _ in here.values())  # rotary frequencies
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"quantization_config": {"quant_method": "mxfp4"}}, r"llm.name: the weights of .* are quantised \(mxfp4\)"),
+        (
+            {"model_type": "exaone4", "sliding_window_pattern": [3]},
+            r"does not take (.|\n)*TypeError",
+        ),
+    ],
+)
+def test_a_published_configuration_that_cannot_train_is_one_error_before_weights_are_looked_for(
+    tiny_run, tmp_path, written, message
+):
+    architecture = tiny_run["llm"]["architecture"]
+    (tmp_path / "config.json").write_text(json.dumps({**architecture, **written}))
+    llm = {"name": str(tmp_path), "weights": "pretrained", "architecture": None}
+    run = parse_config(merged(tiny_run, {"llm": llm}))
+    with pytest.raises(ConfigError, match=message):
+        assembly.prove_llm(run, assembly.llm_config(run))
