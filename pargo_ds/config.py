@@ -127,7 +127,7 @@ class PartSection(Section):
     min_lr: float = Field(default=0.0, ge=0)
     """Learning rate at the last step."""
     weight_decay: float = Field(default=0.0, ge=0)
-    output_lr: Literal["scaled", "same"] = "scaled"
+    output_lr: Literal["scaled", "same"] = "same"
     """Of the projector's last layer. scaled: lr times the deviation of the LLM's word embeddings, which is the scale of
     this layer's weights (docs/learning.md); same: lr, as everywhere else."""
     lora: LoraSection | None = None

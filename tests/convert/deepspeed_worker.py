@@ -126,3 +126,6 @@ if __name__ == "__main__":
             save_large(Path(sys.argv[1]) / chosen)
         else:
             save(Path(sys.argv[1]), chosen)
+    # Without it gloo's threads may end the process with an abort, rarely, after all is written.
+    deepspeed.comm.barrier()
+    deepspeed.comm.destroy_process_group()
