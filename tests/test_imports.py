@@ -1,6 +1,6 @@
 """Imports run one way: an `ast` walk over the package and the tools.
 
-tools, train.py -> training, evaluation, captioning, convert -> checkpoint -> {data | model}
+tools, train.py -> learning, convert -> training, evaluation, captioning -> checkpoint -> {data | model}
                 -> {config, batch, distributed}
 """
 
