@@ -60,8 +60,7 @@ def packed_positions(
             "Pass attention_mask=None and use_cache=False"
         )
     lengths = cu_seqlens.diff().long()
-    longest = int(lengths.max())
-    if max_seqlen is not None and max_seqlen < longest:
+    if max_seqlen is not None and max_seqlen < (longest := int(lengths.max())):
         raise ValueError(f"max_seqlen is {max_seqlen}, but the longest sample of cu_seqlens has {longest} tokens")
     starts = cu_seqlens[:-1].long().repeat_interleave(lengths)
     expected = (torch.arange(starts.numel(), device=starts.device) - starts).unsqueeze(0)  # (1, tokens)

