@@ -67,6 +67,9 @@ class ProjectorSection(Section):
     """Epsilon of the projector's LayerNorms; 1e-12 in the authors' release."""
     query_positions: bool = False
     """Learned position embeddings on the learned tokens, as in the authors' release."""
+    soft_prompt: bool = True
+    """Each visual token is a learned vector, where it starts, plus what the image says (ours, docs/learning.md); false:
+    the paper's form and the release's."""
 
     @property
     def visual_tokens(self) -> int:
@@ -127,9 +130,6 @@ class PartSection(Section):
     min_lr: float = Field(default=0.0, ge=0)
     """Learning rate at the last step."""
     weight_decay: float = Field(default=0.0, ge=0)
-    output_lr: Literal["scaled", "same"] = "same"
-    """Of the projector's last layer. scaled: lr times the deviation of the LLM's word embeddings, which is the scale of
-    this layer's weights (docs/learning.md); same: lr, as everywhere else."""
     lora: LoraSection | None = None
 
     @model_validator(mode="before")
@@ -150,11 +150,30 @@ class PartSection(Section):
         return self
 
 
+class ProjectorTraining(PartSection):
+    """How the projector trains. Its rates follow one schedule: each keeps its proportion to lr."""
+
+    output_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the Linear that writes the visual tokens; without a word, lr."""
+    soft_prompt_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the soft prompt, in units of the deviation of the LLM's word embeddings; without a word,
+    lr."""
+    calibration_images: int = Field(default=64, ge=0)
+    """The norm of the patches starts so that over so many training images each channel has mean 0 and deviation 1; 0:
+    it starts as any LayerNorm. Only where a run begins with a new projector."""
+
+    @model_validator(mode="after")
+    def _rates_train(self) -> ProjectorTraining:
+        if self.mode == "frozen" and (self.output_lr or self.soft_prompt_lr):
+            raise ValueError("a frozen projector takes neither output_lr nor soft_prompt_lr")
+        return self
+
+
 class TrainSection(Section):
     """What trains in this stage, and for how long."""
 
     vision: PartSection = PartSection()
-    projector: PartSection = PartSection()
+    projector: ProjectorTraining = ProjectorTraining()
     llm: PartSection = PartSection()
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)

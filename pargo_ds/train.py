@@ -184,6 +184,7 @@ def train_on(
     from pargo_ds.checkpoint import store
     from pargo_ds.checkpoint.frozen import check_frozen, frozen_hashes
     from pargo_ds.training import assembly, run_folder
+    from pargo_ds.training.calibration import calibrate
     from pargo_ds.training.engine import build_engine, zero_stage
     from pargo_ds.training.freezing import apply_freezing, format_table
     from pargo_ds.training.meters import StepMeter
@@ -211,6 +212,9 @@ def train_on(
     loader, held_out = assembly.build_loaders(run, processor, packing)
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))
     flops = assembly.flop_model(model)
+    images = run.train.projector.calibration_images
+    if images and not resume and run.start_from is None:
+        calibrate(model, loader.peek(images), device)
     engine = build_engine(model, run, settings)
     frozen = frozen_hashes(engine.module)
     first_step, totals = 0, {}

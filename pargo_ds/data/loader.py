@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -127,7 +127,7 @@ class PackLoader:
 
         return distributed.main_then_others(read_or_count)
 
-    def steps(self) -> Iterator[list[Batch]]:
+    def steps(self) -> Generator[list[Batch], None, None]:
         """This rank's micro-batches of each optimizer step, from the present position on, without end.
 
         Raises ShardError when a shard cannot be read, SampleError for a malformed sample, RuntimeError when a
@@ -141,6 +141,23 @@ class PackLoader:
                 yield batches
             if self._epoch == epoch:
                 raise RuntimeError(f"the loader ended at step {self._position.step} of epoch {epoch}, not at its end")
+
+    def peek(self, images: int) -> list[Batch]:
+        """This rank's batches of the coming steps that hold `images` images over all ranks, or all of the epoch's.
+
+        The position stays where it is. The same images for any number of ranks. Raises as `steps` does.
+        """
+        place, seen, needed = (self._epoch, self._position), 0, 0
+        for step, _ in self.plan(self._epoch).steps(self._position):
+            if seen >= images:
+                break
+            seen += sum(sum(row.pictures) for row in step.rows)
+            needed += 1
+        steps = self.steps()
+        batches = [batch for step in islice(steps, needed) for batch in step]
+        steps.close()
+        self._epoch, self._position = place
+        return batches
 
     def _read(self, plan: Plan, position: Position) -> Iterator[tuple[list[Batch], Position]]:
         """This rank's steps from `position` to the end of the epoch, checked to be all packs of the plan in order."""

@@ -36,6 +36,8 @@ class Sweep(Section):
     """Steps between measurements."""
     gaps: list[float] = [1.0, 2.0, 3.0]
     """Gaps (nats) whose first reaching is reported."""
+    until: float | None = None
+    """A trial ends when its measured gap (nats) is so large; without a word it takes all its steps."""
 
     @field_validator("worlds", "variants")
     @classmethod
@@ -109,12 +111,12 @@ def trial_run(sweep: Sweep, out: Path, world: str, variant: str, seed: int) -> R
     return load_config(sweep.base, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
 
 
-def run_sweep(todo: list[Job], *, every: int, workers: int) -> Iterator[tuple[int, list[str]]]:
+def run_sweep(todo: list[Job], *, every: int, until: float | None, workers: int) -> Iterator[tuple[int, list[str]]]:
     """Run trials, `workers` at a time; yields (lines written so far, faults of trials that ended with an error)."""
     faults: list[str] = []
     # A process for each trial: what one leaves in memory is not the next one's.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting: dict[Future, Job] = {pool.submit(_run_one, job, every): job for job in todo}
+        waiting: dict[Future, Job] = {pool.submit(_run_one, job, every, until): job for job in todo}
         while waiting:
             done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
             for future in done:
@@ -132,7 +134,7 @@ def written(job: Job) -> int:
     return 0
 
 
-def _run_one(job: Job, every: int) -> None:
+def _run_one(job: Job, every: int, until: float | None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
     import transformers
@@ -142,7 +144,7 @@ def _run_one(job: Job, every: int) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run_trial(job.run, job.out, every=every, progress=lambda steps, line: None)
+    run_trial(job.run, job.out, every=every, until=until)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

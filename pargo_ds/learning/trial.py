@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from pargo_ds.batch import Batch
 from pargo_ds.config import RunConfig
 from pargo_ds.learning.measures import ImageShare, caption_gap, module_norms, updates
 from pargo_ds.training import assembly
+from pargo_ds.training.calibration import calibrate
 from pargo_ds.training.freezing import apply_freezing
 from pargo_ds.training.optimizer import parameter_groups, set_learning_rates
 
@@ -36,8 +37,10 @@ class Measured(NamedTuple):
     held_out: list[Batch]
 
 
-def run_trial(run: RunConfig, out: Path, *, every: int, progress: Callable[[int, dict], object]) -> None:
+def run_trial(run: RunConfig, out: Path, *, every: int, until: float | None = None) -> None:
     """Train `run.train.steps` steps and write a JSON line for each into `out`, which is whole or absent.
+
+    With `until` the trial ends when a measured gap (nats) is at least so large; the schedule stays that of all steps.
 
     A line has step, images, loss, grad_norm; over the first steps also, by module, the norm of its gradient and of its
     update relative to its weights; every `every` steps and at both ends `right`, `wrong`, `gap` (caption_gap) and
@@ -52,7 +55,8 @@ def run_trial(run: RunConfig, out: Path, *, every: int, progress: Callable[[int,
         for line in lines(trial, every):
             file.write(json.dumps(line) + "\n")
             file.flush()
-            progress(run.train.steps, line)
+            if until is not None and line.get("gap", float("-inf")) >= until:
+                break
     part.replace(out)
 
 
@@ -69,6 +73,9 @@ def prepare(run: RunConfig) -> Measured:
     loader, held_out = assembly.build_loaders(run, processor, model.packing(run.batch.tokens_per_pack))
     if not held_out:
         raise ValueError("data.held_out: a trial measures on held-out images; name their shards")
+    images = run.train.projector.calibration_images
+    if images and run.start_from is None:
+        calibrate(model, loader.peek(images), "cpu")
     return Measured(run, model, loader.steps(), held_out)
 
 

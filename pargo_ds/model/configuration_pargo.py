@@ -107,6 +107,8 @@ class ParGoProjectorConfig(PretrainedConfig):
         dropout: on each residual branch.
         query_std: standard deviation of the learned tokens at the start.
         output_std: standard deviation of the visual tokens at the start; set it to that of the LLM's embeddings.
+        soft_prompt: each visual token has a learned part that no image changes, where it starts (ours; Lester et al.,
+            arXiv 2104.08691, for the word); False: the paper's and the release's projector.
         norm: pre (LayerNorm before each branch, over the patches and at the end) | post (BERT's order, as the authors'
             release has it: over the tokens and after each residual sum; the patches come as `feature_norm` left them).
         norm_eps: epsilon of the projector's LayerNorms; BERT's is 1e-12.
@@ -136,6 +138,7 @@ class ParGoProjectorConfig(PretrainedConfig):
         norm: str = "pre",
         norm_eps: float = 1e-5,
         query_positions: bool = False,
+        soft_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -167,6 +170,7 @@ class ParGoProjectorConfig(PretrainedConfig):
         self.norm = norm
         self.norm_eps = norm_eps
         self.query_positions = query_positions
+        self.soft_prompt = soft_prompt
 
     @property
     def visual_tokens(self) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 
 from .attention import AttentionChoice
 from .configuration_pargo import ParGoProjectorConfig
-from .projector_pargo import ScaledLinear
+from .projector_pargo import token_output
 
 
 class AdaptivePoolProjector(nn.Module):
@@ -33,7 +33,7 @@ class AdaptivePoolProjector(nn.Module):
         self.side = _side(config.visual_tokens, "visual tokens (partial_tokens + global_tokens)")
         self.patch_norm = nn.LayerNorm(vision_dim, config.norm_eps)
         self.hidden = nn.Linear(vision_dim, llm_dim)
-        self.output = ScaledLinear(llm_dim, llm_dim, config.output_std)
+        self.output = token_output(config, llm_dim, llm_dim)
 
     def set_attention(self, choice: AttentionChoice) -> None:
         """Nothing here attends."""

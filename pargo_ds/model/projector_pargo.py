@@ -1,5 +1,7 @@
 """The partial-global projector: learned tokens -> d x (CPP -> PGP -> FFN) -> Linear to the LLM's width.
 
+With `soft_prompt` (ours, docs/learning.md) that Linear starts at zero and is added to a learned vector for each token.
+
 Paper section 3 and figure 2. Axis legend: patches `(images, patches, vision_dim)`; tokens
 `(images, partial + global, width)`, partial first; visual tokens `(images, partial + global, llm_dim)`.
 Every size comes from the configuration: under ZeRO-3 a partitioned weight has shape (0,).
@@ -57,14 +59,41 @@ class ScaledLinear(nn.Linear):
 class ZeroLinear(nn.Linear):
     """Linear that gives zeros at the start.
 
-    A frozen LLM reads whatever the projector says from the first step on: random picture-dependent tokens are noise to
-    it, and nothing of the picture was learned within 80 steps of the demo. Starting from tokens that do not depend on
-    the picture (as Flamingo's zero gates do), held-out captions told pictures apart after 30.
+    One of them lies on each way from the image to the visual tokens, because a frozen LLM reads whatever the projector
+    says from the first step on: tokens that begin with random image-dependent parts are noise to it (docs/learning.md;
+    Flamingo's zero gates do the same). Two on one way would hold each other at zero.
     """
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class VisualTokenOutput(nn.Module):
+    """The end of a projector with a soft prompt (ours): scale x (W features + learned vectors), W zero at the start.
+
+    The learned vectors `(tokens, llm_dim)` are what no image changes, the soft prompt of Lester et al. (arXiv
+    2104.08691); they begin as Gaussian vectors of the deviation of the LLM's word embeddings, which is `scale`. The
+    fixed factor makes weights and learning rates independent of the LLM's embeddings, and keeps this layer's gradient
+    in proportion to the others' when gradients are clipped.
+    """
+
+    def __init__(self, config: ParGoProjectorConfig, in_features: int, llm_dim: int) -> None:
+        super().__init__()
+        self.scale = config.output_std
+        self.linear = ZeroLinear(in_features, llm_dim, bias=False)
+        self.soft_prompt = TokenTable(config.visual_tokens, llm_dim, std=1.0)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * (self.linear(features) + self.soft_prompt(features.shape[0]))
+
+
+def token_output(config: ParGoProjectorConfig, in_features: int, llm_dim: int) -> nn.Module:
+    """What writes the visual tokens of a projector: features `(images, tokens, in_features)` -> `(..., llm_dim)`."""
+    if config.soft_prompt:
+        return VisualTokenOutput(config, in_features, llm_dim)
+    return ScaledLinear(in_features, llm_dim, config.output_std)
 
 
 class HeadProjections(nn.Module):
@@ -122,7 +151,10 @@ class PartialGlobalPerception(HeadProjections):
 
     def __init__(self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int) -> None:
         super().__init__(config.width, vision_dim, config.heads)
-        self.output = ZeroLinear(config.width, config.width)
+        if config.soft_prompt:
+            self.output = ScaledLinear(config.width, config.width, output_std=1.0)
+        else:
+            self.output = ZeroLinear(config.width, config.width)
         self.groups = PatchGroups.uniform(config.partial_tokens, num_patches, config.grouping)
         self.attention = AttentionChoice()
 
@@ -197,7 +229,7 @@ class PargoProjector(nn.Module):
         layer = PostNormLayer if self.post else PargoLayer
         self.layers = nn.ModuleList(layer(config, vision_dim, num_patches, n + 1) for n in range(config.layers))
         self.final_norm = nn.Identity() if self.post else nn.LayerNorm(config.width, config.norm_eps)
-        self.output = ScaledLinear(config.width, llm_dim, config.output_std)
+        self.output = token_output(config, config.width, llm_dim)
 
     def set_attention(self, choice: AttentionChoice) -> None:
         """Compute attention as `choice` says from now on; numbers stay the same."""

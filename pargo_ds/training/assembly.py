@@ -36,7 +36,7 @@ from pargo_ds.model.vision import (
 from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
 
-LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
+LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False, "soft_prompt": False}
 """Options of the projector that came after the first checkpoints, at values that change nothing."""
 
 

@@ -7,24 +7,23 @@ import math
 import torch
 from torch import nn
 
-from pargo_ds.config import PARTS, PartSection, RunConfig
-from pargo_ds.model.projector_pargo import ScaledLinear
+from pargo_ds.config import PARTS, PartSection, ProjectorTraining, RunConfig
 
 
 def parameter_groups(model: nn.Module, run: RunConfig) -> list[dict]:
-    """Groups of trainable parameters: per part and scale of the learning rate, with and without weight decay (vectors
-    have none). A group's `lr_scale` multiplies the part's rate.
+    """Groups of trainable parameters: per part and learning rate, with and without weight decay (vectors have none).
 
-    Empty groups are left out: DeepSpeed drops them and then disagrees with whoever counted them.
+    A group's `lr_scale` is its peak rate over the part's. Empty groups are left out: DeepSpeed drops them and then
+    disagrees with whoever counted them.
     """
     groups = []
     for part in PARTS:
         section: PartSection = getattr(run.train, part)
-        trained = [p for p in getattr(model, part).parameters() if p.requires_grad]
-        scales = output_scales(getattr(model, part)) if section.output_lr == "scaled" else {}
-        for scale in sorted({scales.get(id(p), 1.0) for p in trained}, reverse=True):
+        trained = [(name, p) for name, p in getattr(model, part).named_parameters() if p.requires_grad]
+        scales = {name: lr_scale(name, section) for name, _ in trained}
+        for scale in dict.fromkeys(scales.values()):
             for decays in (True, False):
-                members = [p for p in trained if is_matrix(p) == decays and scales.get(id(p), 1.0) == scale]
+                members = [p for name, p in trained if is_matrix(p) == decays and scales[name] == scale]
                 if members:
                     decay = section.weight_decay if decays else 0.0
                     name = f"{part}.{'matrices' if decays else 'vectors'}"
@@ -33,19 +32,19 @@ def parameter_groups(model: nn.Module, run: RunConfig) -> list[dict]:
     return groups
 
 
-def output_scales(part: nn.Module) -> dict[int, float]:
-    """id of a parameter -> factor of its learning rate, for layers that start below unit scale.
+def lr_scale(name: str, section: PartSection) -> float:
+    """Peak learning rate of a parameter `name` of a part, over the part's own.
 
-    Adam moves each weight by about the learning rate, whatever its size. The layer that writes visual tokens at the
-    deviation s of the word embeddings has weights s times smaller than its neighbours: at their rate it would be thrown
-    far from its start within the first steps. With s times the rate it moves as a unit layer under a factor s would.
+    Adam moves each weight by about its rate, whatever its size, so modules that add up to the same visual tokens need
+    rates of their own (docs/learning.md).
     """
-    return {
-        id(parameter): module.output_std
-        for module in part.modules()
-        if isinstance(module, ScaledLinear)
-        for parameter in module.parameters(recurse=False)
-    }
+    if not isinstance(section, ProjectorTraining) or section.lr is None:
+        return 1.0
+    if name.startswith("output.soft_prompt."):
+        return (section.soft_prompt_lr or section.lr) / section.lr
+    if name.startswith("output."):
+        return (section.output_lr or section.lr) / section.lr
+    return 1.0
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:

@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "tiny_fp32.json"
 
 def trial_lines(tiny_run: dict, folder: Path, changes: dict, every: int = 10) -> list[dict]:
     run = parse_config(merged(tiny_run, {"output": str(folder), **changes}))
-    run_trial(run, folder / "trial.jsonl", every=every, progress=lambda steps, line: None)
+    run_trial(run, folder / "trial.jsonl", every=every)
     return [json.loads(line) for line in (folder / "trial.jsonl").read_text().splitlines()]
 
 

@@ -197,6 +197,29 @@ def test_visual_tokens_start_at_the_asked_scale():
     assert tokens.std().item() == pytest.approx(0.136, rel=0.1)
 
 
+@pytest.mark.parametrize("kind", ["pargo", "adaptive_pool"])
+def test_with_a_soft_prompt_tokens_start_as_words_that_no_image_changes_and_every_weight_can_learn(kind):
+    config = ParGoProjectorConfig(
+        type=kind, partial_tokens=21, global_tokens=4, layers=2, width=64, heads=4, output_std=0.136, soft_prompt=True
+    )
+    torch.manual_seed(0)
+    projector = build_projector(config, 48, 96, 36)
+    patches = torch.randn(4, 36, 48)
+    tokens = projector(patches)
+    assert (tokens == tokens[:1]).all()
+    assert tokens.std().item() == pytest.approx(0.136, rel=0.05)  # 2,400 numbers: 1.5 %
+    weights = dict(projector.named_parameters())
+    seed = torch.randn_like(tokens)
+    first = torch.autograd.grad((tokens * seed).sum(), list(weights.values()), allow_unused=True)
+    learn = {name for name, g in zip(weights, first, strict=True) if g is not None and g.abs().max() > 0}
+    assert learn == {"output.linear.weight", "output.soft_prompt.weight"}
+    with torch.no_grad():  # after one update nothing else holds the rest at zero
+        for name in learn:
+            weights[name] -= 1e-3 * dict(zip(weights, first, strict=True))[name].sign()
+    second = torch.autograd.grad((projector(patches) * seed).sum(), list(weights.values()))
+    assert all(g.abs().max() > 0 for g in second)
+
+
 def test_gradient_checkpointing_changes_no_gradient():
     projector, _ = make()
     patches = torch.randn(2, 10, VISION_DIM, dtype=torch.float64)

@@ -8,7 +8,7 @@ from tiny import merged
 from torch import nn
 
 from pargo_ds.config import parse_config
-from pargo_ds.model.projector_pargo import ScaledLinear
+from pargo_ds.model import ParGoProjectorConfig, build_projector
 from pargo_ds.training.optimizer import lr_at, parameter_groups, set_learning_rates
 
 
@@ -50,39 +50,28 @@ def test_groups_follow_parts_and_vectors_do_not_decay(tiny_run):
 class WithOutput(Parts):
     def __init__(self):
         super().__init__()
-        self.projector = nn.Sequential(nn.Linear(2, 2), ScaledLinear(2, 2, output_std=0.1))
+        config = ParGoProjectorConfig(partial_tokens=4, global_tokens=1, layers=1, width=8, heads=2, soft_prompt=True)
+        self.projector = build_projector(config, 6, 10, 9)
 
 
-@pytest.mark.parametrize("word, factor", [("scaled", 0.1), ("same", 1.0)])
-def test_the_layer_that_writes_visual_tokens_has_the_rate_of_its_scale(tiny_run, word, factor):
-    run = parse_config(merged(tiny_run, {"train": {"projector": {"output_lr": word}}}))
+@pytest.mark.parametrize(
+    ("rates", "output", "soft_prompt"),
+    [({}, 3e-3, 3e-3), ({"output_lr": 6e-3}, 6e-3, 3e-3), ({"output_lr": 1e-3, "soft_prompt_lr": 0.03}, 1e-3, 0.03)],
+)
+def test_what_adds_up_to_a_visual_token_has_rates_of_its_own(tiny_run, rates, output, soft_prompt):
+    run = parse_config(merged(tiny_run, {"train": {"projector": {**rates, "min_lr": 3e-4}}}))
     model = WithOutput()
     model.vision.requires_grad_(False)
     groups = parameter_groups(model, run)
-    assert set_learning_rates(groups, run, step=0, total_steps=4)["projector"] == 3e-3
-    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
-    assert {id(p) for p in model.parameters() if p.requires_grad} == set(rates)
-    assert [rates[id(p)] for p in model.projector[0].parameters()] == [3e-3, 3e-3]
-    assert [rates[id(p)] for p in model.projector[1].parameters()] == pytest.approx([factor * 3e-3] * 2)
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
+    for step, share in ((0, 1.0), (3, 0.1)):  # the peak and the last step: one schedule for all
+        assert set_learning_rates(groups, run, step=step, total_steps=4)["projector"] == pytest.approx(share * 3e-3)
+        found = {id(p): group["lr"] for group in groups for p in group["params"]}
+        assert found[id(model.projector.output.linear.weight)] == pytest.approx(share * output)
+        assert found[id(model.projector.output.soft_prompt.weight)] == pytest.approx(share * soft_prompt)
+        assert found[id(model.projector.layers[0].perception.output.weight)] == pytest.approx(share * 3e-3)
 
 
-def test_a_scaled_rate_trains_as_a_layer_of_unit_scale_under_a_factor_would():
-    """The oracle is Adam itself on y = s * linear(x), whose weights are of unit scale."""
-    torch.manual_seed(0)
-    scale, x, wanted = 0.05, torch.randn(64, 8).double(), torch.randn(64, 4).double()
-    unit = nn.Linear(8, 4).double()
-    small = ScaledLinear(8, 4, output_std=scale).double()
-    with torch.no_grad():
-        small.weight.copy_(scale * unit.weight)
-        small.bias.copy_(scale * unit.bias)
-    options = {"eps": 0.0, "weight_decay": 0.0}
-    steps = [
-        (torch.optim.AdamW(unit.parameters(), lr=1e-2, **options), lambda: scale * unit(x)),
-        (torch.optim.AdamW(small.parameters(), lr=1e-2 * scale, **options), lambda: small(x)),
-    ]
-    for optimizer, forward in steps:
-        for _ in range(30):
-            optimizer.zero_grad()
-            (forward() - wanted).square().mean().backward()
-            optimizer.step()
-    torch.testing.assert_close(small.weight, scale * unit.weight, rtol=0, atol=1e-12)  # measured: 1e-16
+def test_rates_of_a_frozen_projector_are_an_error(tiny_run):
+    with pytest.raises(ValueError, match="takes neither output_lr nor soft_prompt_lr"):
+        parse_config({**tiny_run, "train": {**tiny_run["train"], "projector": {"mode": "frozen", "output_lr": 1e-3}}})
