@@ -176,14 +176,14 @@ def _ask_places(
 
 
 def _ask_identities(scenes: Sequence[Scene], asked: list[_Asked], rng: random.Random) -> None:
-    """Name the salient object in one half of the scenes and ask "Is there a dog?" after it in the other.
+    """Ask "Is there a dog?" after the salient object in a third of the scenes and name it in the others.
 
     Of the small objects, one is named and another asked after in every scene (as far as partners are found).
     """
     numbers = list(range(len(scenes)))
     rng.shuffle(numbers)
-    half = sorted(numbers[: len(numbers) // 2])
-    paired = _ask_existence(scenes, asked, [(number, scenes[number].salient) for number in half], rng)
+    third = sorted(numbers[: len(numbers) // 3])
+    paired = _ask_existence(scenes, asked, [(number, scenes[number].salient) for number in third], rng)
     for number, scene in enumerate(scenes):
         if number not in paired:
             _name(scene.salient, asked[number])

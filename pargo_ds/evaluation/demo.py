@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tqdm import tqdm
 
 from pargo_ds.data.schema import Sample
@@ -37,7 +40,7 @@ class DemoEvaluation:
     shards: Path
     metrics: Sequence[Path]
     caption_model: Path | None = None
-    questions: int = 400
+    questions: int = 280
     caption_scenes: int = 100
     batch_size: int = 16
     seed: int = 0
@@ -55,6 +58,7 @@ def build_report(options: DemoEvaluation) -> Report:
     started = time.perf_counter()
     asked, answers = questions_and_answers(options, model, processor, held_out)
     seconds = time.perf_counter() - started
+    hidden = answers_without_picture(model, processor, held_out, asked)
     blind = blind_answers(train_questions, asked)
     stages = [stage_facts(name, rows, config) for (name, rows), config in zip(curves.items(), configs, strict=True)]
     figures = {
@@ -70,7 +74,7 @@ def build_report(options: DemoEvaluation) -> Report:
             for item, answer in zip(asked, answers, strict=True)
         ],
     }
-    return Report(figures, curves, projector_masks(model), shown_scenes(held_out, asked, answers))
+    return Report(figures, curves, projector_masks(model), shown_scenes(held_out, asked, answers, hidden))
 
 
 def trained_prompts(data: dict[str, Any]) -> dict[str, str]:
@@ -121,10 +125,27 @@ def compare_with_blind(
     return bootstrap_ratio(list(gains.values()), list(counts.values()), seed=seed).as_dict()
 
 
-def shown_scenes(samples: Sequence[Sample], asked: Sequence[Question], answers: Sequence[str]) -> list[ShownScene]:
-    """The first scenes with all their questions."""
+def answers_without_picture(
+    model: Any, processor: Any, samples: Sequence[Sample], asked: Sequence[Question]
+) -> list[str]:
+    """What the model says to the first scene's questions beside a plain grey picture of the same size."""
+    first = min(item.scene for item in asked)
+    size = read_first_picture(samples[first]).size
+    file = io.BytesIO()
+    Image.new("RGB", size, (128, 128, 128)).save(file, format="PNG")
+    hidden = [dataclasses.replace(sample, images=[file.getvalue()]) for sample in samples[: first + 1]]
+    return answer_questions(model, processor, hidden, [item for item in asked if item.scene == first])
+
+
+def shown_scenes(
+    samples: Sequence[Sample], asked: Sequence[Question], answers: Sequence[str], hidden: Sequence[str]
+) -> list[ShownScene]:
+    """The first scenes with all their questions; `hidden` are the answers to the first one's without its picture."""
     lines: dict[int, list[tuple[str, str, str, bool]]] = {}
     for item, answer in zip(asked, answers, strict=True):
         line = (item.question, answer, item.answer, is_right(answer, item.answer))
         lines.setdefault(item.scene, []).append(line)
-    return [ShownScene(read_first_picture(samples[scene]), lines[scene]) for scene in sorted(lines)[:SHOWN_SCENES]]
+    return [
+        ShownScene(read_first_picture(samples[scene]), lines[scene], () if number else hidden)
+        for number, scene in enumerate(sorted(lines)[:SHOWN_SCENES])
+    ]

@@ -27,17 +27,21 @@ EXPLANATION = (
 )
 CAVEAT = (
     "The pictures are composed scenes, not photographs: one large object and a few small ones, drawn from emoji "
-    "pictures at known places, so that the truth of every question is known. The model trained for minutes; the one "
-    "claim here is that the right picture lowers the caption loss."
+    "pictures at known places, so that the truth of every question is known. The model trained for minutes: what it "
+    "claims is that the picture helps, not that the answers are good."
 )
 
 
 @dataclass(frozen=True)
 class ShownScene:
-    """One scene of the grid: its picture, and (question, answer, truth, right) for each question asked about it."""
+    """One scene: its picture, and (question, answer, truth, right) for each question asked about it.
+
+    `blind` are the model's answers to the same questions beside a plain grey picture, where it was asked.
+    """
 
     picture: Image.Image
     lines: Sequence[tuple[str, str, str, bool]]
+    blind: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,9 @@ def write_report(report: Report, folder: Path) -> list[Path]:
 def summary(report: Report) -> str:
     """Three lines for the terminal."""
     result = report.figures
-    gap, gain = result["caption_loss"]["wrong_minus_right"], result["accuracy_minus_blind"]
+    gap = result["caption_loss"]["wrong_minus_right"]
     return (
-        f"right answers {result['accuracy']['overall']:.1%}, blind {result['blind_accuracy']['overall']:.1%}, "
-        f"difference {gain['mean']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]\n"
+        f"{_answers_words(result)}\n"
         f"caption loss, wrong minus right picture: {gap['mean']:+.3f} "
         f"[{gap['low']:+.3f}, {gap['high']:+.3f}] nats a token\n"
         f"{_verdict_words(result['caption_loss'])}"
@@ -94,6 +97,8 @@ def render_html(report: Report) -> str:
         explanation=html.escape(EXPLANATION),
         caveat=html.escape(CAVEAT),
         split=_facts(result["split"]),
+        lead=_lead(report.scenes[0]) if report.scenes else "",
+        summary=html.escape(_answers_words(result)),
         verdict=_verdict(result["caption_loss"]),
         losses=_picture(figures.to_png(figures.loss_figure(report.curves)), "loss curves"),
         masks=_picture(figures.to_png(figures.mask_figure(report.masks)), "attention masks of the projector"),
@@ -126,6 +131,27 @@ def _card(scene: ShownScene) -> str:
         for question, answer, truth, right in scene.lines
     )
     return f'<div class="card">{_picture(_png(scene.picture), "held-out scene")}{lines}</div>'
+
+
+def _lead(scene: ShownScene) -> str:
+    """The first held-out scene beside its questions: truth, answer, and the answer without the picture."""
+    blind = scene.blind or [""] * len(scene.lines)
+    rows = "".join(
+        f"<tr><td>{html.escape(question)}</td><td>{html.escape(truth)}</td>"
+        f'<td class="{"right" if right else "wrong"}">{html.escape(answer) or "(nothing)"}</td>'
+        f"<td>{html.escape(without)}</td></tr>"
+        for (question, answer, truth, right), without in zip(scene.lines, blind, strict=True)
+    )
+    head = "<tr><th>question</th><th>truth</th><th>the model</th><th>the model, picture hidden</th></tr>"
+    return f'<div class="pair">{_picture(_png(scene.picture), "held-out scene")}<table>{head}{rows}</table></div>'
+
+
+def _answers_words(result: Mapping[str, Any]) -> str:
+    gain = result["accuracy_minus_blind"]
+    return (
+        f"right answers {result['accuracy']['overall']:.1%}, blind {result['blind_accuracy']['overall']:.1%}, "
+        f"difference {gain['mean']:+.1%} [{gain['low']:+.1%}, {gain['high']:+.1%}]"
+    )
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

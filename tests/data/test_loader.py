@@ -50,6 +50,30 @@ def test_each_item_once_an_epoch_and_one_stream_for_all_shapes(
     assert found[:first] != found[first:]
 
 
+@pytest.mark.parametrize("ranks, workers", [(1, 0), (2, 0), (1, 2)])
+def test_a_peek_shows_the_coming_images_and_moves_nothing(options: dict[str, Any], ranks: int, workers: int) -> None:
+    expected = list(itertools.islice(global_steps([PackLoader(**options)]), 6))
+    shape = {**options, "world_size": ranks, "workers": workers}
+    loaders = [PackLoader(**{**shape, "rank": rank}) for rank in range(ranks)]
+    for first in (0, 2):
+        for loader in loaders:
+            stream = loader.steps()
+            list(itertools.islice(stream, first))
+            stream.close()
+        peeked = [batch for loader in loaders for batch in loader.peek(20)]
+        steps, images = 0, 0
+        while images < 20:
+            images += sum(batch.num_images for batch in expected[first + steps])
+            steps += 1
+        assert sum(batch.num_images for batch in peeked) == images
+        assert sorted(name for batch in peeked for name in batch.sample_ids) == sorted(
+            name for step in expected[first : first + steps] for batch in step for name in batch.sample_ids
+        )
+        assert loaders[0].state_dict()["position"]["step"] == first
+    everything = sum(batch.num_images for loader in loaders for batch in loader.peek(10**6))
+    assert images < everything < 10**6  # it ends with the epoch
+
+
 @pytest.mark.parametrize("canonical_nodes, ranks, workers, nodes", [(2, 2, 2, 2), (4, 4, 1, 2), (4, 4, 0, 4)])
 def test_nodes_divide_the_same_steps(
     options: dict[str, Any], canonical_nodes: int, ranks: int, workers: int, nodes: int

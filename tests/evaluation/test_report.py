@@ -44,7 +44,7 @@ def made_up_report(low: float = 0.1, scenes: int = 12) -> Report:
         result,
         {"demo_pretrain": rows, "demo_finetune": rows},
         [("layer 1", mask, "partial tokens"), ("PGP", mask, "patches")],
-        [ShownScene(picture, [line, ("What?", "dog", "dog", True)]) for _ in range(scenes)],
+        [ShownScene(picture, [line, ("What?", "dog", "dog", True)], ("no", "a <cat>")) for _ in range(scenes)],
     )
 
 
@@ -64,6 +64,8 @@ def test_page_is_self_contained_and_escaped() -> None:
     assert "<b>a dog" not in page
     assert "Is there &lt;b&gt;a dog&lt;/b&gt;?" in page
     assert page.count('class="card"') == 12
+    lead = page[: page.index("All held-out questions: right answers 75.0%, blind 50.0%")]
+    assert '<td>What?</td><td>dog</td><td class="right">dog</td><td>a &lt;cat&gt;</td>' in lead
     assert "$" not in page.replace("$5", "")  # every field of the template was filled
 
 
