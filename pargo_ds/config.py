@@ -7,25 +7,16 @@ run that cannot work ends before a process group or a GPU is touched. Pure: no t
 
 from __future__ import annotations
 
-import difflib
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from pargo_ds.section import Section, faults_of
+from pargo_ds.settings_file import ConfigError, Place, parse_value, read_yaml
 
 PARTS = ("vision", "projector", "llm")
-
-
-class ConfigError(ValueError):
-    """A run file that cannot be used; the message lists every fault with its place in the file."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class VisionSection(Section):
@@ -159,7 +150,7 @@ class TrainSection(Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     warmup_steps: int = Field(default=0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), strict=False)  # YAML has lists only
     eps: float = Field(default=1e-6, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -293,8 +284,10 @@ class ReportingSection(Section):
 
     log_every: int = Field(default=1, ge=1)
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with a key, offline without."""
+    """auto: online with a key, offline without. The environment goes first: WANDB_MODE, WANDB_PROJECT, WANDB_NAME."""
     wandb_project: str = "pargo_ds"
+    wandb_timeout_s: float = Field(default=30, gt=0)
+    """Seconds that wandb may hold up a start of the run, and its end; a server that does not answer means offline."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak of one device for MFU; without it known devices are looked up, others show TFLOP/s only."""
 
@@ -360,68 +353,47 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
     """Read a run file and apply dotted overrides such as `train.steps=10`.
 
-    Raises ConfigError for a missing file, broken YAML, unknown keys (naming the nearest) and wrong values.
+    Raises ConfigError for a file that cannot be read, YAML that is broken or means two things, unknown keys (naming
+    the nearest) and wrong values, with their lines.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ConfigError(f"run file {path} does not exist; shipped ones lie in ds_configs/")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    settings = read_yaml(path)
+    raw = settings.values
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, expected a mapping of run settings")
+    origins = {place: f"line {line}" for place, line in settings.lines.items()}
     for override in overrides:
-        _apply_override(raw, override)
-    return parse_config(raw, source=str(path))
+        origins[_apply_override(raw, override)] = "--set"
+    return parse_config(raw, source=str(path), origins=origins)
 
 
-def parse_config(raw: dict[str, Any], source: str = "config") -> RunConfig:
-    """Check a plain mapping; `source` is named in errors."""
+def parse_config(
+    raw: dict[str, Any], source: str = "config", origins: typing.Mapping[Place, str] | None = None
+) -> RunConfig:
+    """Check a plain mapping; `source` is named in errors, and `origins`: where each value was written."""
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(one) for one in error.errors()]
-        raise ConfigError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  - {f}" for f in faults)) from None
+        raise ConfigError(faults_of(error, RunConfig, source, origins or {})) from None
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+SHORT_FORMS = {"train": "mode", "data": "path"}
+"""Section -> the key that a plain word below it stands for: `llm: frozen` is short for `llm: {mode: frozen}`."""
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> Place:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected a.b=value")
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
         below = node.setdefault(parent, {})
-        if isinstance(below, str):  # `llm: frozen` is short for `llm: {mode: frozen}`
-            below = node[parent] = {"mode": below}
+        if isinstance(below, str) and parents[0] in SHORT_FORMS:
+            below = node[parent] = {SHORT_FORMS[parents[0]]: below}
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override!r}: {parent} is not a section")
         node = below
-    node[last] = yaml.safe_load(text)
-
-
-def _fault(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "run file"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(sorted(known))}"
-        return f"{place}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{place}: missing; it has no default"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if error["type"] == "value_error" else f" (found {error['input']!r})"
-    return f"{place}: {message}{shown}"
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location`, walking through optional annotations and lists."""
-    section: Any = RunConfig
-    for part in location:
-        if isinstance(part, int):  # a place in a list: the list's own annotation has led to its section
-            continue
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *typing.get_args(annotation)]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return list(section.model_fields)
+    node[last] = parse_value(text, f"--set {override!r}")
+    return (*parents, last)

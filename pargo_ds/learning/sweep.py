@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from pargo_ds.config import ConfigError, RunConfig, Section, load_config
+from pargo_ds.config import ConfigError, RunConfig, load_config
+from pargo_ds.section import Section, faults_of
+from pargo_ds.settings_file import read_yaml
 
 
 class Sweep(Section):
@@ -62,12 +63,12 @@ class Job:
 
 def load_sweep(path: Path) -> Sweep:
     """Read a sweep file. Raises ConfigError that names file and fault."""
+    settings = read_yaml(path)
     try:
-        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        return Sweep.model_validate(settings.values)
+    except ValidationError as error:
+        origins = {place: f"line {line}" for place, line in settings.lines.items()}
+        raise ConfigError(faults_of(error, Sweep, str(path), origins)) from error
 
 
 def jobs(sweep: Sweep, out: Path) -> list[Job]:

@@ -6,7 +6,6 @@ here and may not stand in both places.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 
 from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig
+from pargo_ds.settings_file import read_json
 from pargo_ds.training.optimizer import parameter_groups
 
 # Keys with their home in the run file.
@@ -39,10 +39,7 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"deepspeed: {path} does not exist; shipped ones lie in ds_configs/")
-    try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
+    settings = read_json(path)
     twice = [f"{key} (its home is {FILLED_HERE[key]})" for key in settings if key in FILLED_HERE]
     if twice:
         raise ConfigError(f"deepspeed: {path} sets what the run file decides: {', '.join(twice)}; remove it there")
