@@ -9,95 +9,17 @@ from __future__ import annotations
 
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from pargo_ds.addresses import LocalPath
+from pargo_ds.model_sections import AttentionSection, LLMSection, ProjectorSection, VisionSection
 from pargo_ds.section import Section, faults_of
 from pargo_ds.settings_file import ConfigError, Place, parse_value, read_yaml
 
 PARTS = ("vision", "projector", "llm")
-
-
-class VisionSection(Section):
-    """The frozen picture encoder. Source of the paper's choice: EVA-02-CLIP-L/14 at 336 px."""
-
-    library: Literal["timm", "transformers"]
-    name: str
-    """timm architecture, or a Hugging Face hub name or folder."""
-    revision: str | None = None
-    """Hub revision (commit, tag or branch)."""
-    weights: str | None = None
-    """Local safetensors file; without it the weights come from the hub under `name`. "random": untrained."""
-    image_size: int = Field(gt=0)
-    """Side of the square picture in pixels."""
-    resize: Literal["stretch", "crop", "pad"] = "stretch"
-    feature_layer: int = Field(default=-1, le=-1)
-    """-1: the last block before the final norm; -2: the one before it."""
-    feature_norm: bool = False
-    """A frozen LayerNorm over the features (the authors' release has one)."""
-    architecture: dict[str, Any] | None = None
-    """Architecture numbers of a transformers encoder, so that --dry-run needs no files."""
-
-
-class ProjectorSection(Section):
-    """The partial-global projector; defaults are the paper's token counts (equation 1)."""
-
-    type: str = "pargo"
-    partial_tokens: int = Field(default=288, ge=1)
-    global_tokens: int = Field(default=16, ge=0)
-    layers: int = Field(default=6, ge=1)
-    width: int = Field(default=1024, ge=1)
-    heads: int = Field(default=16, ge=1)
-    cascade: Literal["shifted", "centered", "each_side", "none", "release"] = "shifted"
-    grouping: Literal["raster", "block"] = "raster"
-    """Patches of a partial token: a run of the raster order (the paper), or a 2-D block (ours)."""
-    norm: Literal["pre", "post"] = "pre"
-    """post: BERT's order, as the authors' release has it; it has no norm of the patches, so set vision.feature_norm."""
-    norm_eps: float = Field(default=1e-5, gt=0)
-    """Epsilon of the projector's LayerNorms; 1e-12 in the authors' release."""
-    query_positions: bool = False
-    """Learned position embeddings on the learned tokens, as in the authors' release."""
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens that one picture gives to the LLM."""
-        return self.partial_tokens + self.global_tokens
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ProjectorSection:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
-        return self
-
-
-class AttentionSection(Section):
-    """How attention is computed: speed and memory, never numbers; may change between a run and its continuation."""
-
-    partial: Literal["auto", "fused", "flash_window", "flash_varlen", "dense"] = "auto"
-    """Partial tokens and their patches."""
-    cascade: Literal["auto", "flash", "dense"] = "auto"
-    """Partial tokens among themselves."""
-    provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4", "emulated"] = "auto"
-    """Where FlashAttention comes from; emulated: in plain torch, for tests."""
-    llm: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
-    """Packed sequences in the LLM."""
-
-
-class LLMSection(Section):
-    """The language model: any causal LM of transformers."""
-
-    name: str
-    """Hub name or folder."""
-    revision: str | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """`random` builds an untrained LLM of `architecture` (tests, throughput measurements)."""
-    architecture: dict[str, Any] | None = None
-    """config.json numbers of the LLM, so that --dry-run needs no files; compared with the real ones in a run."""
-    prompt: Literal["chat", "paper"] = "chat"
-    """The LLM's own chat template, or the prompt of the paper's release."""
-    system_prompt: str | None = None
-    """Replaces the chat template's default system message; null leaves it to the template."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraSection(Section):
@@ -150,7 +72,7 @@ class TrainSection(Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     warmup_steps: int = Field(default=0, ge=0)
-    betas: tuple[float, float] = Field(default=(0.9, 0.98), strict=False)  # YAML has lists only
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.98), strict=False)  # YAML has lists only
     eps: float = Field(default=1e-6, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -189,7 +111,7 @@ class CaptionPrompts(Section):
 class StreamSection(Section):
     """One folder of shards and its part of the mixture; texts that it leaves out are those of the data section."""
 
-    path: str
+    path: LocalPath
     """Folder of MDS shards, or the address of one in an object store (s3://bucket/folder)."""
     repeat: float | None = Field(default=None, gt=0)
     """How often each conversation comes in an epoch (default 1); 0.5: half of them, the other half in the next."""
@@ -205,7 +127,7 @@ class DataSection(Section):
 
     train: list[StreamSection] = Field(min_length=1)
     """One path, or a list of streams that are mixed; the same path may come twice with different captions."""
-    held_out: str | None = None
+    held_out: LocalPath | None = None
     text: Literal["captions", "turns"]
     """Train on the sample's captions (stage 1) or on its conversation turns (stage 2)."""
     caption: Literal["coarse", "detailed", "both"] = "both"
@@ -219,7 +141,7 @@ class DataSection(Section):
     canonical_nodes: int = Field(default=1, ge=1)
     """Parts of the data that stay together on a node, so that it downloads its share only; fixed for a run. The number
     of nodes or a multiple of it; must divide batch.packs_per_step."""
-    cache: str | None = None
+    cache: LocalPath | None = None
     """Folder on a disk of the node for shards of an object store (default: below the system's temporary folder)."""
     cache_limit: str | None = None
     """Most that the cache may hold, such as 200gb; shards not used for longest go first. Object stores only."""
@@ -296,12 +218,12 @@ class RunConfig(Section):
     """One training run, complete: the file `RUN.yaml`, checked."""
 
     name: str
-    output: str = "runs"
-    """The run's folder is output/name."""
-    seed: int = 0
-    start_from: str | None = None
+    output: LocalPath = "runs"
+    """The run's folder is output/name. In all paths `~` and variables such as $SCRATCH are replaced."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    start_from: LocalPath | None = None
     """Stage hand-over: an exported Hugging Face folder whose weights this run starts from."""
-    deepspeed: str
+    deepspeed: LocalPath
     """DeepSpeed JSON file; batch sizes, precision and clipping come from this file, not from there."""
     vision: VisionSection
     projector: ProjectorSection = ProjectorSection()
@@ -317,7 +239,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        if "/" in self.name or self.name in ("", ".", ".."):
+        if "/" in self.name or self.name in ("", ".", "..") or not self.name.isprintable():
             raise ValueError(f"name {self.name!r} must be a plain folder name; the parent folder goes to output")
         visual = self.projector.visual_tokens
         if visual >= self.batch.tokens_per_pack:

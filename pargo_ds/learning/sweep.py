@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 
+from pargo_ds.addresses import LocalPath
 from pargo_ds.config import ConfigError, RunConfig, load_config
 from pargo_ds.section import Section, faults_of
 from pargo_ds.settings_file import read_yaml
@@ -24,9 +25,9 @@ from pargo_ds.settings_file import read_yaml
 class Sweep(Section):
     """A sweep file. Values of `all` and of a variant are settings of the run file by their dotted names."""
 
-    base: str
+    base: LocalPath
     """Run file that every trial starts from."""
-    worlds: dict[str, str] = Field(min_length=1)
+    worlds: dict[str, LocalPath] = Field(min_length=1)
     """Name -> folder with shards `train` and `held_out`."""
     all: dict[str, Any] = {}
     """Settings of every trial."""
