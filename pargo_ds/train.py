@@ -196,6 +196,7 @@ def train_on(
     stage = zero_stage(settings)
     resume = store.find_resume(run_folder.checkpoints_dir(run))
     processor = assembly.build_processor(run)
+    assembly.check_processor(run, processor)
     if resume is None or resume[1].versions != store.versions():
         try_what_follows(run, processor)
     model = assembly.build_model(run, processor, settings)
