@@ -199,6 +199,11 @@ def reading_weights(what: str, name: str) -> Iterator[None]:
         if error.errno is not None or not Path(name).is_dir():  # the machine's or the network's
             raise
         raise ConfigError(f"{what}: {name} holds no weights ({' '.join(str(error).split())[:300]})") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{what}: config.json and weights of {name} do not belong together ({said})") from error
 
 
 def load_llm(run: RunConfig, config: PretrainedConfig, zero3: dict[str, Any] | None) -> nn.Module:

@@ -51,7 +51,7 @@ def described_config(what: str, architecture: dict[str, Any]) -> PretrainedConfi
     for cls in type(config).__mro__[:-1]:
         known |= inspect.signature(cls.__init__).parameters.keys()
     for key in architecture.keys() - known:  # kept by transformers, and never looked at
-        if near := difflib.get_close_matches(key, known - architecture.keys(), n=1, cutoff=0.85):
+        if near := difflib.get_close_matches(key, known, n=1, cutoff=0.85):
             raise ConfigError(f"{what}.architecture.{key}: unknown to {family}; did you mean {near[0]}?")
     return config
 
