@@ -25,7 +25,7 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class LoraSection(Section):
     """Low-rank adapters on the LLM (peft)."""
 
-    rank: int = Field(default=128, ge=1)
+    rank: int = Field(default=128, ge=1, le=2**16)
     alpha: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
@@ -84,6 +84,8 @@ class TrainSection(Section):
             raise ValueError("give exactly one of steps and epochs")
         if self.vision.mode == "lora" or self.projector.mode == "lora":
             raise ValueError("lora is for the llm only; vision and projector are frozen or full")
+        if "scaled" in (self.vision.output_lr, self.llm.output_lr):
+            raise ValueError("output_lr: scaled is for the projector only; vision and llm would train as without it")
         if all(getattr(self, part).mode == "frozen" for part in PARTS):
             raise ValueError("every part is frozen: nothing would train; set projector: {mode: full, lr: ...}")
         if self.steps is not None and self.warmup_steps >= self.steps:
@@ -239,7 +241,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        if "/" in self.name or self.name in ("", ".", "..") or not self.name.isprintable():
+        plain = self.name.isprintable() and "/" not in self.name and self.name not in ("", ".", "..")
+        if not plain or len(self.name.encode()) > 200:
             raise ValueError(f"name {self.name!r} must be a plain folder name; the parent folder goes to output")
         visual = self.projector.visual_tokens
         if visual >= self.batch.tokens_per_pack:

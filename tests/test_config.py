@@ -41,6 +41,8 @@ def broken(tiny_run, place, value):
         ("train.activation_checkpointing", 1, "valid boolean (found 1)"),
         ("train.betas", [0.9, 1.0], "train.betas.1: Input should be less than 1"),
         ("train.betas", [True, 0.9], "train.betas.0"),
+        ("train.llm.output_lr", "scaled", "output_lr: scaled is for the projector only"),
+        ("name", "x" * 201, "plain folder name"),
         ("name", 2026, "put it in quotes if it is meant as a text"),
         ("name", "a\nb", "plain folder name"),
         ("seed", -1, "greater than or equal to 0"),

@@ -35,6 +35,7 @@ from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
 from pargo_ds.training.processor import build_processor as build_processor
 from pargo_ds.training.processor import check_processor as check_processor
+from pargo_ds.training.processor import check_taken_over as check_taken_over
 
 LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
 """Options of the projector that came after the first checkpoints, at values that change nothing."""
