@@ -120,23 +120,32 @@ def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool
 
 
 def check_inputs(run: RunConfig) -> None:
-    """Faults that need no process group: a missing shard folder or start folder."""
+    """Faults that need no process group: a missing or empty shard folder, a start folder that is no exported model."""
     from pargo_ds.data.shards import read_index
     from pargo_ds.data.stores import is_remote
 
     for path in filter(None, (*(stream.path for stream in run.data.train), run.data.held_out)):
         if not is_remote(path) and not any(shard["samples"] for shard in read_index(path)["shards"]):
             raise ConfigError(f"{path} is a folder of shards without a sample; build it again")
-    if run.start_from is not None and not (Path(run.start_from) / "config.json").is_file():
+    if run.start_from is not None:
+        check_start(Path(run.start_from))
+
+
+def check_start(folder: Path) -> None:
+    """ValueError unless `folder` is an exported model, LoRA merged."""
+    from pargo_ds.convert.hf_folder import read_config
+
+    if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"start_from: {run.start_from} is not an exported model (config.json is missing); "
+            f"start_from: {folder} is not an exported model (config.json is missing); "
             "export a checkpoint with tools/convert_checkpoint.py zero-to-hf"
         )
-    if run.start_from is not None and (Path(run.start_from) / "adapter").exists():
+    if (folder / "adapter").exists():
         raise ConfigError(
-            f"start_from: {run.start_from} keeps LoRA apart in adapter/, and a run that starts there would leave it "
+            f"start_from: {folder} keeps LoRA apart in adapter/, and a run that starts there would leave it "
             "out; export it with zero-to-hf --merge-lora"
         )
+    read_config(folder)
 
 
 def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | None = None) -> None:

@@ -21,8 +21,14 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
     if run.start_from is not None:
         folder = Path(run.start_from)
         distributed.together(lambda: distributed.is_main() and check_hashes(folder, weights=False))
-        with describing(f"start_from: the processor of {folder}"):
-            return ParGoProcessor.from_pretrained(run.start_from)
+        try:
+            with describing(f"start_from: the processor of {folder}"):
+                return ParGoProcessor.from_pretrained(run.start_from)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise ConfigError(f"start_from: {folder} holds no processor of an exported model ({said})") from error
     try:
         with describing(f"llm.name: the tokenizer of {run.llm.name}"):
             tokenizer = AutoTokenizer.from_pretrained(run.llm.name, revision=run.llm.revision)

@@ -121,6 +121,14 @@ def test_weights_that_will_not_heal_are_the_run_files_fault(tiny_run, llm, damag
         assembly.load_llm(run, assembly.llm_config(run), None)
 
 
+def test_a_start_folder_that_is_a_plain_llm_is_named(tiny_run, llm):
+    run = parse_config({**tiny_run, "start_from": str(llm)})
+    with pytest.raises(ValueError, match="describes a model of type llama; expected pargo"):
+        check_inputs(run)
+    with pytest.raises(ConfigError, match="holds no processor of an exported model"):
+        assembly.build_processor(run)
+
+
 def test_a_prompt_that_start_from_does_not_have_is_refused_where_the_run_file_asks_for_it(tiny_run, llm, tmp_path):
     processor = assembly.build_processor(with_llm(tiny_run, llm))
     start = {**tiny_run, "start_from": str(llm)}
