@@ -45,9 +45,11 @@ def check_writable(run: RunConfig) -> None:
 
     Raises ConfigError naming the folder: read-only, of another user, or on a full disk.
     """
-    for folder in (run.run_dir, checkpoints_dir(run)):
-        if not folder.is_dir():
+    for folder in (run.run_dir, checkpoints_dir(run), run.run_dir / "logs"):
+        if not folder.exists():
             continue
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is a file, where the run makes a folder: move it away, or choose another name")
         probe = folder / f".writable_{distributed.rank():05d}"
         try:
             probe.write_bytes(b"1")

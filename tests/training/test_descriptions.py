@@ -15,6 +15,7 @@ from pargo_ds.training import assembly
 from pargo_ds.training.descriptions import described_config, describing
 from pargo_ds.training.engine import read_deepspeed_json
 from pargo_ds.training.reporting import drop_lines_after
+from pargo_ds.training.run_folder import check_writable
 
 
 @pytest.fixture
@@ -193,3 +194,12 @@ def test_a_run_folder_whose_config_is_damaged_is_named(tmp_path):
     path.write_text("")
     with pytest.raises(ConfigError, match="config.yaml holds NoneType, expected a mapping"):
         load_config(path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs"])
+def test_a_file_in_the_place_of_a_folder_of_the_run_is_named_before_it_trains(tiny_run, tmp_path, name):
+    run = parse_config({**tiny_run, "output": str(tmp_path)})
+    run.run_dir.mkdir()
+    (run.run_dir / name).write_text("")
+    with pytest.raises(ConfigError, match=f"{name} is a file, where the run makes a folder"):
+        check_writable(run)
