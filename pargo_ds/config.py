@@ -7,115 +7,25 @@ run that cannot work ends before a process group or a GPU is touched. Pure: no t
 
 from __future__ import annotations
 
-import difflib
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+
+from pargo_ds.addresses import LocalPath
+from pargo_ds.model_sections import AttentionSection, LLMSection, ProjectorSection, VisionSection
+from pargo_ds.section import Section, faults_of
+from pargo_ds.settings_file import ConfigError, Place, parse_value, read_yaml
 
 PARTS = ("vision", "projector", "llm")
-
-
-class ConfigError(ValueError):
-    """A run file that cannot be used; the message lists every fault with its place in the file."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, values cannot change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class VisionSection(Section):
-    """The frozen picture encoder. Source of the paper's choice: EVA-02-CLIP-L/14 at 336 px."""
-
-    library: Literal["timm", "transformers"]
-    name: str
-    """timm architecture, or a Hugging Face hub name or folder."""
-    revision: str | None = None
-    """Hub revision (commit, tag or branch)."""
-    weights: str | None = None
-    """Local safetensors file; without it the weights come from the hub under `name`. "random": untrained."""
-    image_size: int = Field(gt=0)
-    """Side of the square picture in pixels."""
-    resize: Literal["stretch", "crop", "pad"] = "stretch"
-    feature_layer: int = Field(default=-1, le=-1)
-    """-1: the last block before the final norm; -2: the one before it."""
-    feature_norm: bool = False
-    """A frozen LayerNorm over the features (the authors' release has one)."""
-    architecture: dict[str, Any] | None = None
-    """Architecture numbers of a transformers encoder, so that --dry-run needs no files."""
-
-
-class ProjectorSection(Section):
-    """The partial-global projector; defaults are the paper's token counts (equation 1)."""
-
-    type: str = "pargo"
-    partial_tokens: int = Field(default=288, ge=1)
-    global_tokens: int = Field(default=16, ge=0)
-    layers: int = Field(default=6, ge=1)
-    width: int = Field(default=1024, ge=1)
-    heads: int = Field(default=16, ge=1)
-    cascade: Literal["shifted", "centered", "each_side", "none", "release"] = "shifted"
-    grouping: Literal["raster", "block"] = "raster"
-    """Patches of a partial token: a run of the raster order (the paper), or a 2-D block (ours)."""
-    norm: Literal["pre", "post"] = "pre"
-    """post: BERT's order, as the authors' release has it; it has no norm of the patches, so set vision.feature_norm."""
-    norm_eps: float = Field(default=1e-5, gt=0)
-    """Epsilon of the projector's LayerNorms; 1e-12 in the authors' release."""
-    query_positions: bool = False
-    """Learned position embeddings on the learned tokens, as in the authors' release."""
-    soft_prompt: bool = True
-    """Each visual token is a learned vector, where it starts, plus what the image says (ours, docs/learning.md); false:
-    the paper's form and the release's."""
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens that one picture gives to the LLM."""
-        return self.partial_tokens + self.global_tokens
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ProjectorSection:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
-        return self
-
-
-class AttentionSection(Section):
-    """How attention is computed: speed and memory, never numbers; may change between a run and its continuation."""
-
-    partial: Literal["auto", "fused", "flash_window", "flash_varlen", "dense"] = "auto"
-    """Partial tokens and their patches."""
-    cascade: Literal["auto", "flash", "dense"] = "auto"
-    """Partial tokens among themselves."""
-    provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4", "emulated"] = "auto"
-    """Where FlashAttention comes from; emulated: in plain torch, for tests."""
-    llm: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
-    """Packed sequences in the LLM."""
-
-
-class LLMSection(Section):
-    """The language model: any causal LM of transformers."""
-
-    name: str
-    """Hub name or folder."""
-    revision: str | None = None
-    weights: Literal["pretrained", "random"] = "pretrained"
-    """`random` builds an untrained LLM of `architecture` (tests, throughput measurements)."""
-    architecture: dict[str, Any] | None = None
-    """config.json numbers of the LLM, so that --dry-run needs no files; compared with the real ones in a run."""
-    prompt: Literal["chat", "paper"] = "chat"
-    """The LLM's own chat template, or the prompt of the paper's release."""
-    system_prompt: str | None = None
-    """Replaces the chat template's default system message; null leaves it to the template."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class LoraSection(Section):
     """Low-rank adapters on the LLM (peft)."""
 
-    rank: int = Field(default=128, ge=1)
+    rank: int = Field(default=128, ge=1, le=2**16)
     alpha: int = Field(default=256, ge=1)
     dropout: float = Field(default=0.05, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = "all-linear"
@@ -178,7 +88,7 @@ class TrainSection(Section):
     steps: int | None = Field(default=None, ge=1)
     epochs: int | None = Field(default=None, ge=1)
     warmup_steps: int = Field(default=0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.98), strict=False)  # YAML has lists only
     eps: float = Field(default=1e-6, gt=0)
     clip_norm: float = Field(default=1.0, gt=0)
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -217,7 +127,7 @@ class CaptionPrompts(Section):
 class StreamSection(Section):
     """One folder of shards and its part of the mixture; texts that it leaves out are those of the data section."""
 
-    path: str
+    path: LocalPath
     """Folder of MDS shards, or the address of one in an object store (s3://bucket/folder)."""
     repeat: float | None = Field(default=None, gt=0)
     """How often each conversation comes in an epoch (default 1); 0.5: half of them, the other half in the next."""
@@ -233,7 +143,7 @@ class DataSection(Section):
 
     train: list[StreamSection] = Field(min_length=1)
     """One path, or a list of streams that are mixed; the same path may come twice with different captions."""
-    held_out: str | None = None
+    held_out: LocalPath | None = None
     text: Literal["captions", "turns"]
     """Train on the sample's captions (stage 1) or on its conversation turns (stage 2)."""
     caption: Literal["coarse", "detailed", "both"] = "both"
@@ -247,7 +157,7 @@ class DataSection(Section):
     canonical_nodes: int = Field(default=1, ge=1)
     """Parts of the data that stay together on a node, so that it downloads its share only; fixed for a run. The number
     of nodes or a multiple of it; must divide batch.packs_per_step."""
-    cache: str | None = None
+    cache: LocalPath | None = None
     """Folder on a disk of the node for shards of an object store (default: below the system's temporary folder)."""
     cache_limit: str | None = None
     """Most that the cache may hold, such as 200gb; shards not used for longest go first. Object stores only."""
@@ -312,8 +222,10 @@ class ReportingSection(Section):
 
     log_every: int = Field(default=1, ge=1)
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto: online with a key, offline without."""
+    """auto: online with a key, offline without. The environment goes first: WANDB_MODE, WANDB_PROJECT, WANDB_NAME."""
     wandb_project: str = "pargo_ds"
+    wandb_timeout_s: float = Field(default=30, gt=0)
+    """Seconds that wandb may hold up a start of the run, and its end; a server that does not answer means offline."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak of one device for MFU; without it known devices are looked up, others show TFLOP/s only."""
 
@@ -322,12 +234,12 @@ class RunConfig(Section):
     """One training run, complete: the file `RUN.yaml`, checked."""
 
     name: str
-    output: str = "runs"
-    """The run's folder is output/name."""
-    seed: int = 0
-    start_from: str | None = None
+    output: LocalPath = "runs"
+    """The run's folder is output/name. In all paths `~` and variables such as $SCRATCH are replaced."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    start_from: LocalPath | None = None
     """Stage hand-over: an exported Hugging Face folder whose weights this run starts from."""
-    deepspeed: str
+    deepspeed: LocalPath
     """DeepSpeed JSON file; batch sizes, precision and clipping come from this file, not from there."""
     vision: VisionSection
     projector: ProjectorSection = ProjectorSection()
@@ -343,7 +255,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunConfig:
-        if "/" in self.name or self.name in ("", ".", ".."):
+        plain = self.name.isprintable() and "/" not in self.name and self.name not in ("", ".", "..")
+        if not plain or len(self.name.encode()) > 200:
             raise ValueError(f"name {self.name!r} must be a plain folder name; the parent folder goes to output")
         visual = self.projector.visual_tokens
         if visual >= self.batch.tokens_per_pack:
@@ -379,68 +292,47 @@ class RunConfig(Section):
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
     """Read a run file and apply dotted overrides such as `train.steps=10`.
 
-    Raises ConfigError for a missing file, broken YAML, unknown keys (naming the nearest) and wrong values.
+    Raises ConfigError for a file that cannot be read, YAML that is broken or means two things, unknown keys (naming
+    the nearest) and wrong values, with their lines.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise ConfigError(f"run file {path} does not exist; shipped ones lie in ds_configs/")
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    settings = read_yaml(path)
+    raw = settings.values
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, expected a mapping of run settings")
+    origins = {place: f"line {line}" for place, line in settings.lines.items()}
     for override in overrides:
-        _apply_override(raw, override)
-    return parse_config(raw, source=str(path))
+        origins[_apply_override(raw, override)] = "--set"
+    return parse_config(raw, source=str(path), origins=origins)
 
 
-def parse_config(raw: dict[str, Any], source: str = "config") -> RunConfig:
-    """Check a plain mapping; `source` is named in errors."""
+def parse_config(
+    raw: dict[str, Any], source: str = "config", origins: typing.Mapping[Place, str] | None = None
+) -> RunConfig:
+    """Check a plain mapping; `source` is named in errors, and `origins`: where each value was written."""
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        faults = [_fault(one) for one in error.errors()]
-        raise ConfigError(f"{source}: {len(faults)} fault(s)\n" + "\n".join(f"  - {f}" for f in faults)) from None
+        raise ConfigError(faults_of(error, RunConfig, source, origins or {})) from None
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
+SHORT_FORMS = {"train": "mode", "data": "path"}
+"""Section -> the key that a plain word below it stands for: `llm: frozen` is short for `llm: {mode: frozen}`."""
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> Place:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected a.b=value")
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
         below = node.setdefault(parent, {})
-        if isinstance(below, str):  # `llm: frozen` is short for `llm: {mode: frozen}`
-            below = node[parent] = {"mode": below}
+        if isinstance(below, str) and parents[0] in SHORT_FORMS:
+            below = node[parent] = {SHORT_FORMS[parents[0]]: below}
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override!r}: {parent} is not a section")
         node = below
-    node[last] = yaml.safe_load(text)
-
-
-def _fault(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "run file"
-    if error["type"] == "extra_forbidden":
-        known = _known_keys(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(sorted(known))}"
-        return f"{place}: unknown key; {hint}"
-    if error["type"] == "missing":
-        return f"{place}: missing; it has no default"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if error["type"] == "value_error" else f" (found {error['input']!r})"
-    return f"{place}: {message}{shown}"
-
-
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at `location`, walking through optional annotations and lists."""
-    section: Any = RunConfig
-    for part in location:
-        if isinstance(part, int):  # a place in a list: the list's own annotation has led to its section
-            continue
-        annotation = section.model_fields[part].annotation
-        options = [annotation, *typing.get_args(annotation)]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, Section))
-    return list(section.model_fields)
+    node[last] = parse_value(text, f"--set {override!r}")
+    return (*parents, last)

@@ -34,6 +34,13 @@ EXAMPLES = """examples:
 """
 
 
+def positive(text: str) -> int:
+    """A whole number of 1 or more. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number of 1 or more")
+    return int(text)
+
+
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="pargo_ds.train",
@@ -47,10 +54,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="check and print the run; nothing is trained")
     parser.add_argument(
-        "--stop-after", type=int, metavar="STEP", help="stop cleanly after this step; start again to go on"
+        "--stop-after", type=positive, metavar="STEP", help="stop cleanly after this step; start again to go on"
     )
-    parser.add_argument("--profile", type=int, metavar="N", help="write a torch profile of N steps into RUN/profile")
-    parser.add_argument("--ranks", type=int, help="number of ranks that --dry-run computes with (default: WORLD_SIZE)")
+    parser.add_argument("--profile", type=positive, metavar="N", help="torch profile of N steps into RUN/profile")
+    parser.add_argument("--ranks", type=positive, help="ranks that --dry-run computes with (default: WORLD_SIZE)")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
 
@@ -113,23 +120,32 @@ def note_failure(run: RunConfig | None, error: Exception, restart: bool) -> bool
 
 
 def check_inputs(run: RunConfig) -> None:
-    """Faults that need no process group: a missing shard folder or start folder."""
+    """Faults that need no process group: a missing or empty shard folder, a start folder that is no exported model."""
     from pargo_ds.data.shards import read_index
     from pargo_ds.data.stores import is_remote
 
     for path in filter(None, (*(stream.path for stream in run.data.train), run.data.held_out)):
-        if not is_remote(path):
-            read_index(path)
-    if run.start_from is not None and not (Path(run.start_from) / "config.json").is_file():
+        if not is_remote(path) and not any(shard["samples"] for shard in read_index(path)["shards"]):
+            raise ConfigError(f"{path} is a folder of shards without a sample; build it again")
+    if run.start_from is not None:
+        check_start(Path(run.start_from))
+
+
+def check_start(folder: Path) -> None:
+    """ValueError unless `folder` is an exported model, LoRA merged."""
+    from pargo_ds.convert.hf_folder import read_config
+
+    if not (folder / "config.json").is_file():
         raise ConfigError(
-            f"start_from: {run.start_from} is not an exported model (config.json is missing); "
+            f"start_from: {folder} is not an exported model (config.json is missing); "
             "export a checkpoint with tools/convert_checkpoint.py zero-to-hf"
         )
-    if run.start_from is not None and (Path(run.start_from) / "adapter").exists():
+    if (folder / "adapter").exists():
         raise ConfigError(
-            f"start_from: {run.start_from} keeps LoRA apart in adapter/, and a run that starts there would leave it "
+            f"start_from: {folder} keeps LoRA apart in adapter/, and a run that starts there would leave it "
             "out; export it with zero-to-hf --merge-lora"
         )
+    read_config(folder)
 
 
 def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | None = None) -> None:
@@ -197,6 +213,7 @@ def train_on(
     stage = zero_stage(settings)
     resume = store.find_resume(run_folder.checkpoints_dir(run))
     processor = assembly.build_processor(run)
+    assembly.check_processor(run, processor)
     if resume is None or resume[1].versions != store.versions():
         try_what_follows(run, processor)
     model = assembly.build_model(run, processor, settings)
@@ -211,6 +228,7 @@ def train_on(
     log.info("packed samples: %s (%s)", packing.road, packing.reason)
     loader, held_out = assembly.build_loaders(run, processor, packing)
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))
+    check_warmup(run, total_steps)
     flops = assembly.flop_model(model)
     images = run.train.projector.calibration_images
     if images and not resume and run.start_from is None:
@@ -246,6 +264,15 @@ def train_on(
         if profile is not None:
             profile.close()
     finish(run, stop, steps_done, total_steps)
+
+
+def check_warmup(run: RunConfig, total_steps: int) -> None:
+    """ConfigError where the warm-up would outlast the epochs: the peak rates would never be reached."""
+    if run.train.warmup_steps >= total_steps:
+        raise ConfigError(
+            f"train.warmup_steps ({run.train.warmup_steps}) must be below the run's {total_steps} steps "
+            f"(train.epochs: {run.train.epochs} of this data)"
+        )
 
 
 def try_what_follows(run: RunConfig, processor: Any) -> None:

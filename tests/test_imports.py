@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BASE = {"config", "batch", "distributed"}
+BASE = {"addresses", "config", "model_sections", "section", "settings_file", "batch", "distributed"}
 CORE = BASE | {"data", "model"}
 UPPER = CORE | {"checkpoint"}
 ALLOWED = {

@@ -98,6 +98,9 @@ def add_release_arguments(parser: argparse.ArgumentParser, needed: bool) -> None
         default="eva02_large_patch14_clip_336",
         help="timm's name of the vision tower (default eva02_large_patch14_clip_336)",
     )
+    parser.add_argument(
+        "--vision-weights", type=Path, metavar="PATH", help="file or folder of the tower, where CHECKPOINT lacks it"
+    )
 
 
 def run_of(options: argparse.Namespace) -> Any:
@@ -109,7 +112,9 @@ def run_of(options: argparse.Namespace) -> Any:
 def release_facts(options: argparse.Namespace) -> Any:
     from pargo_ds.convert.release.weights import ReleaseFacts
 
-    return ReleaseFacts(options.partial_tokens, options.heads, options.lora_alpha, options.vision)
+    return ReleaseFacts(
+        options.partial_tokens, options.heads, options.lora_alpha, options.vision, options.vision_weights
+    )
 
 
 def run_zero_to_hf(options: argparse.Namespace) -> int:
@@ -165,7 +170,9 @@ def run_release_to_hf(options: argparse.Namespace) -> int:
     from pargo_ds.convert.release.release_to_hf import release_to_hf
 
     settings = {name: getattr(options, name) for name in ("revision", "dtype", "merge_lora", "force")}
-    count = release_to_hf(options.checkpoint, options.out, options.llm, release_facts(options), **settings)
+    count = release_to_hf(
+        options.checkpoint, options.out, options.llm, release_facts(options), report=print, **settings
+    )
     print(f"{options.out}: {count} tensors")
     return 0
 

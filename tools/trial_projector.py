@@ -47,9 +47,7 @@ def sweep_over(options: argparse.Namespace) -> int:
     if not options.report:
         steps = sum(job.run.train.steps + 1 for job in todo)
         with tqdm(total=steps, unit="step", desc=f"{len(todo)} of {len(found)} trials") as bar:
-            for done, failed in run_sweep(
-                todo, every=sweep.every, until=sweep.until, workers=options.workers
-            ):
+            for done, failed in run_sweep(todo, every=sweep.every, until=sweep.until, workers=options.workers):
                 bar.update(done - bar.n)
                 faults = failed
     for fault in faults:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from pargo_ds.model.masks import cascade_mask, partial_global_mask, window_width
+from pargo_ds.settings_file import read_yaml
 
 PACKAGES = ("torch", "transformers", "deepspeed", "timm", "mosaicml-streaming", "peft")
 
@@ -30,7 +30,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def run_config(metrics: Path) -> dict[str, Any]:
     """The resolved config.yaml beside a metrics file, or {}."""
     path = metrics.parent / "config.yaml"
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+    return read_yaml(path).values if path.is_file() else {}
 
 
 def stage_facts(name: str, rows: Sequence[dict[str, Any]], config: dict[str, Any]) -> dict[str, Any]:

@@ -14,18 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from pargo_ds.config import ConfigError, RunConfig, Section, load_config
+from pargo_ds.addresses import LocalPath
+from pargo_ds.config import ConfigError, RunConfig, load_config
+from pargo_ds.section import Section, faults_of
+from pargo_ds.settings_file import read_yaml
 
 
 class Sweep(Section):
     """A sweep file. Values of `all` and of a variant are settings of the run file by their dotted names."""
 
-    base: str
+    base: LocalPath
     """Run file that every trial starts from."""
-    worlds: dict[str, str] = Field(min_length=1)
+    worlds: dict[str, LocalPath] = Field(min_length=1)
     """Name -> folder with shards `train` and `held_out`."""
     all: dict[str, Any] = {}
     """Settings of every trial."""
@@ -64,12 +66,12 @@ class Job:
 
 def load_sweep(path: Path) -> Sweep:
     """Read a sweep file. Raises ConfigError that names file and fault."""
+    settings = read_yaml(path)
     try:
-        return Sweep.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, ValidationError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        return Sweep.model_validate(settings.values)
+    except ValidationError as error:
+        origins = {place: f"line {line}" for place, line in settings.lines.items()}
+        raise ConfigError(faults_of(error, Sweep, str(path), origins)) from error
 
 
 def jobs(sweep: Sweep, out: Path) -> list[Job]:

@@ -21,6 +21,7 @@ from .attention import AttentionChoice
 from .attention_table import PARTIAL  # noqa: F401
 from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import IGNORE_INDEX, ParGoConfig
+from .encoder_trial import try_out  # noqa: F401
 from .flash import check_installed
 from .fusion_pargo import ParGoFusion
 from .generation_pargo import ParGoGenerationMixin

@@ -5,15 +5,18 @@ values; class, prefix and register tokens are dropped (bytedance/ParGo, for the 
 Blocks, norms and heads behind that block are not built, so that no parameter is left unused.
 """
 
-from collections.abc import Mapping
-from functools import lru_cache
+import copy
+import difflib
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from types import ModuleType
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig
 
 from .configuration_pargo import ParGoVisionConfig
+from .encoder_trial import TINY_ENCODER, EncoderError, tiny_encoder, try_out
 
 CLASSIFIERS = ("head.", "fc.", "classifier.")  # timm's names; never built here
 FINAL_NORMS = ("post_layernorm", "layernorm", "norm", "ln_post", "final_layer_norm")
@@ -246,16 +249,26 @@ def vision_config_from_timm(name: str, image_size: int | None = None, **override
     transformers and off for convolutional networks.
 
     Raises:
-        ValueError: timm is missing or does not know the name.
+        ValueError: timm is missing or does not know the name; the encoder takes no images of this size, or would leave
+            pixels at their edges unseen.
     """
     timm = _timm()
-    data = timm.get_pretrained_cfg(name)
+    try:
+        data = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag behind the architecture's name that is none of its own
+        raise ValueError(f"timm: {error}") from error
     if data is None:
-        raise ValueError(f"timm knows no model '{name}': see timm.list_models()")
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        hint = "names of other libraries, with an owner, need library: transformers" if "/" in name else hint
+        raise ValueError(f"timm knows no model '{name}': {hint}")
     image_size = image_size or data.input_size[-1]
-    with torch.device("meta"):
-        backbone = timm.create_model(name, **_timm_arguments(name, image_size)).eval()
-        features = _timm_features(backbone, torch.empty(1, 3, image_size, image_size))
+
+    def build() -> tuple[nn.Module, Callable]:
+        backbone = timm.create_model(name, **_timm_arguments(name, image_size))
+        return backbone, lambda pixels: _timm_features(backbone, pixels)
+
+    features = try_out(name, image_size, "meta", build, own_size=data.input_size[-1])
     is_cnn = features.ndim == 4
     sizes = {
         "hidden_size": features.shape[1] if is_cnn else features.shape[2],
@@ -277,7 +290,8 @@ def vision_config_from_transformers(
     default to CLIP's: pass `image_mean`, `image_std` where the encoder's preprocessor_config.json says otherwise.
 
     Raises:
-        ValueError: the configuration has no image_size or patch_size, and `num_patches` is not given.
+        ValueError: the configuration has no image_size or patch_size, and `num_patches` is not given; the encoder takes
+            no plain images of this size, gives no patches of them, or would leave pixels at their edges unseen.
     """
     name = source if isinstance(source, str) else (source._name_or_path or source.model_type)
     hf_config = AutoConfig.from_pretrained(source, revision=revision) if isinstance(source, str) else source
@@ -285,15 +299,44 @@ def vision_config_from_transformers(
     image_size, patch_size = getattr(hf_config, "image_size", None), getattr(hf_config, "patch_size", None)
     if "num_patches" not in overrides and not (isinstance(image_size, int) and isinstance(patch_size, int)):
         raise ValueError(
-            f"{name}: its configuration has image_size {image_size} and patch_size {patch_size}; "
-            "expected two integers, or give image_size and num_patches"
+            f"{name}: its configuration ({hf_config.model_type}) has image_size {image_size} and patch_size "
+            f"{patch_size}; expected two integers, or give image_size and num_patches"
+        )
+    hidden_size = getattr(hf_config, "hidden_size", None)
+    if not isinstance(hidden_size, int) or hf_config.model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{name} ({hf_config.model_type}, hidden_size {hidden_size}) is no vision encoder that transformers builds "
+            "on its own, with one feature for each patch; timm has most convolutional networks (library: timm)"
         )
     body = {k: v for k, v in hf_config.to_dict().items() if k not in ("transformers_version", "architectures")}
     body["model_type"] = hf_config.model_type
     known = {
         "library": "transformers", "name": name, "hf_config": body, "image_size": image_size,
-        "hidden_size": hf_config.hidden_size, "feature_norm": True,
+        "hidden_size": hidden_size, "feature_norm": True,
     }  # fmt: skip
     if "num_patches" not in overrides:
         known["num_patches"] = (overrides.get("image_size", image_size) // patch_size) ** 2
-    return ParGoVisionConfig(**{**known, **overrides})
+    config = ParGoVisionConfig(**{**known, **overrides})
+    _check_patches(config, own_size=image_size)
+    return config
+
+
+def _check_patches(config: ParGoVisionConfig, own_size: object) -> None:
+    """ValueError unless an encoder of transformers gives the patches that its configuration says."""
+
+    def build(tried: ParGoVisionConfig = config) -> tuple[nn.Module, Callable]:
+        tower = VisionTower(tried)
+        return tower, tower._features
+
+    try:
+        features = try_out(config.name, config.image_size, "meta", build, own_size)
+    except EncoderError:
+        # Rotary tables and others want a real device: a small copy with the same images and patches.
+        small = copy.deepcopy(config)
+        small.hf_config, small.hidden_size = tiny_encoder(config.hf_config), TINY_ENCODER["hidden_size"]
+        small.feature_layer = max(config.feature_layer, -TINY_ENCODER["num_hidden_layers"])
+        features = try_out(config.name, config.image_size, "cpu", partial(build, small), own_size)
+        config = small
+    found, expected = tuple(features.shape), (2, config.num_patches, config.hidden_size)
+    if found != expected:
+        raise ValueError(f"vision encoder {config.name} gives {found} for (images, patches, width), not {expected}")

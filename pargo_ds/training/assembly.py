@@ -16,25 +16,26 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
-from transformers.image_processing_base import ImageProcessingMixin
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from pargo_ds import distributed
 from pargo_ds.batch import Batch
 from pargo_ds.checkpoint.folder_hashes import check_hashes
 from pargo_ds.config import ConfigError, RunConfig
-from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, ParGoProcessor, ParGoVisionConfig
+from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor, ParGoVisionConfig
 from pargo_ds.model.packing import Packing, PackingError, prove_packing
-from pargo_ds.model.vision import (
-    VisionTower,
-    load_pretrained_vision,
-    vision_config_from_timm,
-    vision_config_from_transformers,
-)
+from pargo_ds.model.vision import VisionTower, load_pretrained_vision
+from pargo_ds.training.descriptions import build_meta_model as build_meta_model
+from pargo_ds.training.descriptions import llm_config, model_config
+from pargo_ds.training.descriptions import vision_config as vision_config
 from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
+from pargo_ds.training.processor import build_processor as build_processor
+from pargo_ds.training.processor import check_processor as check_processor
+from pargo_ds.training.processor import check_taken_over as check_taken_over
 
 LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False, "soft_prompt": False}
 """Options of the projector that came after the first checkpoints, at values that change nothing."""
@@ -42,107 +43,6 @@ LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False, "sof
 
 def dtype_of(run: RunConfig) -> torch.dtype:
     return torch.bfloat16 if run.train.precision == "bf16" else torch.float32
-
-
-# Configurations
-
-
-def published_config(what: str, name: str, revision: str | None, architecture: dict | None) -> PretrainedConfig:
-    """The configuration that a hub name or folder publishes, checked against the run file's architecture numbers."""
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
-    except OSError as error:
-        raise ConfigError(
-            f"{what}.name: {name} is neither a folder with a config.json nor a reachable hub name ({error}); "
-            "on a machine without network fetch it first with tools/fetch_models.py"
-        ) from error
-    except Exception as error:  # families check their values in their own ways
-        raise ConfigError(
-            f"{what}.name: transformers {transformers.__version__} does not take the config.json of {name} "
-            f"({type(error).__name__}: {error})"
-        ) from error
-    found = getattr(config, "vision_config", config) if what == "vision" else config
-    wrong = {
-        key: (value, getattr(found, key))
-        for key, value in (architecture or {}).items()
-        if key != "model_type" and hasattr(found, key) and getattr(found, key) != value
-    }
-    if wrong:
-        shown = ", ".join(f"{key} is {real!r} there, {said!r} in the run file" for key, (said, real) in wrong.items())
-        raise ConfigError(f"{what}.architecture does not describe {name}: {shown}")
-    return config
-
-
-def text_config(run: RunConfig, offline: bool) -> PretrainedConfig:
-    """The LLM's configuration: `offline` (or random weights) takes the run file's architecture numbers."""
-    llm = run.llm
-    if llm.architecture is not None and (offline or llm.weights == "random"):
-        if "model_type" not in llm.architecture:
-            raise ConfigError("llm.architecture needs model_type, such as llama")
-        return AutoConfig.for_model(**llm.architecture)
-    return published_config("llm", llm.name, llm.revision, llm.architecture)
-
-
-def vision_config(run: RunConfig, offline: bool) -> ParGoVisionConfig:
-    """The encoder's configuration; timm's come from timm itself, without network."""
-    vision = run.vision
-    chosen = {"feature_layer": vision.feature_layer, "feature_norm": vision.feature_norm}
-    if vision.library == "timm":
-        return vision_config_from_timm(vision.name, vision.image_size, **chosen)
-    if vision.architecture is not None and (offline or vision.weights == "random"):
-        source: PretrainedConfig = AutoConfig.for_model(**vision.architecture)
-    else:
-        source = published_config("vision", vision.name, vision.revision, vision.architecture)
-        chosen |= pixel_statistics(vision.name, vision.revision)
-    return vision_config_from_transformers(source, image_size=vision.image_size, name=vision.name, **chosen)
-
-
-def pixel_statistics(name: str, revision: str | None) -> dict[str, list[float]]:
-    """Mean and deviation from the encoder's own preprocessor_config.json."""
-    published, _ = ImageProcessingMixin.get_image_processor_dict(name, revision=revision)
-    return {key: published[key] for key in ("image_mean", "image_std") if key in published}
-
-
-def model_config(run: RunConfig, image_token_id: int | None, offline: bool) -> ParGoConfig:
-    """Configuration of the whole model; `image_token_id` None (dry run): the first id after the vocabulary."""
-    text = text_config(run, offline)
-    projector = run.projector.model_dump()
-    token = text.vocab_size if image_token_id is None else image_token_id
-    return ParGoConfig(
-        vision_config=vision_config(run, offline),
-        text_config=text,
-        projector_config=projector,
-        image_token_id=token,
-    )
-
-
-def build_meta_model(run: RunConfig) -> ParGoForConditionalGeneration:
-    """The model without weights, on the meta device."""
-    with torch.device("meta"):
-        return ParGoForConditionalGeneration(model_config(run, None, offline=True))
-
-
-# Processor
-
-
-def build_processor(run: RunConfig) -> ParGoProcessor:
-    """Tokenizer, template and picture preparation; taken over from `start_from` where the run has one."""
-    if run.start_from is not None:
-        folder = Path(run.start_from)
-        distributed.together(lambda: distributed.is_main() and check_hashes(folder, weights=False))
-        return ParGoProcessor.from_pretrained(run.start_from)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(run.llm.name, revision=run.llm.revision)
-    except OSError as error:
-        raise ConfigError(f"llm.name: no tokenizer at {run.llm.name} ({error})") from error
-    return ParGoProcessor(
-        tokenizer,
-        image_size=run.vision.image_size,
-        visual_tokens=run.projector.visual_tokens,
-        resize=run.vision.resize,
-        prompt=run.llm.prompt,
-        system_prompt=run.llm.system_prompt,
-    )
 
 
 # Model
@@ -194,13 +94,6 @@ def cast_as_loaded(model: ParGoForConditionalGeneration, dtype: torch.dtype) -> 
         module, _, key = name.rpartition(".")
         if name in loaded and loaded[name].dtype != dtype:
             setattr(model.get_submodule(module), key, buffer.to(loaded[name].dtype))
-
-
-def llm_config(run: RunConfig) -> PretrainedConfig:
-    """The configuration of the LLM that the run will train or read, from wherever its weights come."""
-    if run.start_from is not None:
-        return ParGoConfig.from_pretrained(run.start_from).text_config
-    return text_config(run, offline=False)
 
 
 def prove_llm(run: RunConfig, config: PretrainedConfig) -> Packing:
@@ -265,7 +158,7 @@ def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForCondi
     """
     folder, rank, ranks = Path(run.start_from), distributed.rank(), distributed.world_size()
     distributed.together(lambda: check_hashes(folder, rank, ranks))
-    with partition_while_loading(zero3):
+    with partition_while_loading(zero3), reading_weights("start_from", str(folder)):
         model, info = ParGoForConditionalGeneration.from_pretrained(
             run.start_from, dtype=dtype_of(run), output_loading_info=True
         )
@@ -296,11 +189,29 @@ def assemble_parts(
     return ParGoForConditionalGeneration(config, vision=load_vision(run, config.vision_config), llm=llm)
 
 
+@contextmanager
+def reading_weights(what: str, name: str) -> Iterator[None]:
+    """In here faults of weight files become a ConfigError: a folder that lacks them, or damaged ones, will not heal."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ConfigError(f"{what}: the weights of {name} are damaged ({error}); fetch or export them again") from error
+    except OSError as error:
+        if error.errno is not None or not Path(name).is_dir():  # the machine's or the network's
+            raise
+        raise ConfigError(f"{what}: {name} holds no weights ({' '.join(str(error).split())[:300]})") from error
+    except RuntimeError as error:
+        if "size mismatch" not in str(error):
+            raise
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{what}: config.json and weights of {name} do not belong together ({said})") from error
+
+
 def load_llm(run: RunConfig, config: PretrainedConfig, zero3: dict[str, Any] | None) -> nn.Module:
     """The causal LM with published weights, every one of them found, or with random ones where the run file says so."""
     if run.llm.weights == "random":
         return AutoModelForCausalLM.from_config(config)
-    with partition_while_loading(zero3):
+    with partition_while_loading(zero3), reading_weights("llm.name", run.llm.name):
         llm, info = AutoModelForCausalLM.from_pretrained(
             run.llm.name, revision=run.llm.revision, dtype=dtype_of(run), output_loading_info=True
         )
@@ -320,12 +231,14 @@ def load_vision(run: RunConfig, config: ParGoVisionConfig) -> VisionTower:
     if weights == "random":
         return VisionTower(config)
     if weights is None:
-        return load_pretrained_vision(config, run.vision.name, run.vision.revision)
+        with reading_weights("vision.name", run.vision.name):
+            return load_pretrained_vision(config, run.vision.name, run.vision.revision)
     path = Path(weights)
     if path.suffix != ".safetensors" or not path.is_file():
         raise ConfigError(f"vision.weights: {weights} is no safetensors file; nothing else is read")
     tower = VisionTower(config)
-    tower.load_backbone(load_file(path))
+    with reading_weights("vision.weights", weights):
+        tower.load_backbone(load_file(path))
     return tower
 
 

@@ -49,7 +49,9 @@ def calibrate(model: nn.Module, batches: list[Batch], device: torch.device | str
     sums = torch.tensor(distributed.all_reduce(sums.tolist(), device), dtype=torch.float64)
     patches, images = sums[-2:].tolist()
     if not images:
-        raise ValueError("train.projector.calibration_images: the first samples of data.train hold no image; set it to 0")
+        raise ValueError(
+            "train.projector.calibration_images: the first samples of data.train hold no image; set it to 0"
+        )
     mean = sums[:width] / patches
     deviation = (sums[width : 2 * width] / patches - mean.square()).clamp_min(0).sqrt()
     weight = 1 / (deviation + FLOOR * deviation.median())

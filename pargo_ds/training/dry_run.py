@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import yaml
-
 from pargo_ds.config import RunConfig
+from pargo_ds.settings_file import format_yaml
 from pargo_ds.training.assembly import build_meta_model, prove_llm
 from pargo_ds.training.engine import deepspeed_settings, zero_stage
 from pargo_ds.training.freezing import PartCount, apply_freezing, format_table
@@ -28,7 +27,7 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
     flops = FlopModel.of(model, run.vision.image_size)
     sections = [
         "# resolved run",
-        yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False).rstrip(),
+        format_yaml(run.model_dump(mode="json")).rstrip(),
         "\n# what trains",
         format_table(rows),
         "\n# batch",

@@ -6,7 +6,7 @@ here and may not stand in both places.
 
 from __future__ import annotations
 
-import json
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from pargo_ds import distributed
 from pargo_ds.config import ConfigError, RunConfig
+from pargo_ds.settings_file import read_json
 from pargo_ds.training.optimizer import parameter_groups
 
 # Keys with their home in the run file.
@@ -32,6 +34,13 @@ FILLED_HERE = {
     "optimizer": "train.<part>.lr, weight_decay",
     "scheduler": "train.warmup_steps, train.<part>.min_lr",
 }
+LEFT_TO_DEEPSPEED = (
+    "zero_optimization", "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "data_types",
+    "dump_state", "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
+    "sparse_gradients", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+)  # fmt: skip
+"""Keys of DeepSpeed's that people write; others are taken, unless they look like one of these."""
 
 
 def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
@@ -39,22 +48,41 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"deepspeed: {path} does not exist; shipped ones lie in ds_configs/")
-    try:
-        settings = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"deepspeed: {path} is not valid JSON: {error}") from error
+    settings = read_json(path)
     twice = [f"{key} (its home is {FILLED_HERE[key]})" for key in settings if key in FILLED_HERE]
     if twice:
         raise ConfigError(f"deepspeed: {path} sets what the run file decides: {', '.join(twice)}; remove it there")
-    if settings.get("zero_optimization", {}).get("round_robin_gradients"):
+    for key in settings.keys() - {*FILLED_HERE, *LEFT_TO_DEEPSPEED}:  # DeepSpeed passes over what it does not know
+        if near := difflib.get_close_matches(key, [*FILLED_HERE, *LEFT_TO_DEEPSPEED], n=1, cutoff=0.8):
+            raise ConfigError(f"deepspeed: {path}: {key} is unknown to DeepSpeed; did you mean {near[0]}?")
+    check_zero(settings.get("zero_optimization"), path)
+    return settings
+
+
+def check_zero(zero: Any, path: Path) -> None:
+    """ConfigError for a section zero_optimization that DeepSpeed does not take, or that checkpoints do not survive."""
+    choose_accelerator()
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if not isinstance(zero, dict) or type(zero.get("stage")) is not int or not 1 <= zero["stage"] <= 3:
+        found = zero.get("stage") if isinstance(zero, dict) else zero
+        raise ConfigError(
+            f'deepspeed: {path} says {found!r} about the ZeRO stage, expected {{"zero_optimization": {{"stage": N}}}} '
+            "with an N of 1, 2 or 3"
+        )
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise ConfigError(f"deepspeed: {path}: zero_optimization: {faults}") from error
+    if zero.get("round_robin_gradients"):
         # DeepSpeed 0.19.8 then names the pieces of ZeRO 1 and 2 in another order than they lie in, so that checkpoints
         # would hold one parameter's weights under another's name.
         raise ConfigError(f"deepspeed: {path} sets round_robin_gradients, which checkpoints do not survive; remove it")
     for part in ("offload_optimizer", "offload_param"):
-        if (settings.get("zero_optimization", {}).get(part) or {}).get("device") == "nvme":
+        if (zero.get(part) or {}).get("device") == "nvme":
             # DeepSpeed 0.19.8 does not give back a state that it has swapped out: the first checkpoint would fail.
             raise ConfigError(f'deepspeed: {path} sets {part} to "nvme", which cannot be checkpointed; use "cpu"')
-    return settings
 
 
 def deepspeed_settings(run: RunConfig, world_size: int) -> dict[str, Any]:
@@ -81,15 +109,21 @@ def offloads_optimizer(settings: dict[str, Any]) -> bool:
     return offload.get("device", "none") != "none"
 
 
-def start_distributed(timeout_minutes: float = 30) -> torch.device:
-    """Join the launcher's process group (or make one of a single rank) and return this rank's device."""
+def choose_accelerator() -> bool:
+    """Tell DeepSpeed, before it is first imported, whether it will have a GPU; whether there is one."""
     on_gpu = torch.cuda.is_available()
     if not on_gpu:
-        # On CPU DeepSpeed would compile a shared-memory collective at each first start (50-110 s); gloo needs none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return on_gpu
+
+
+def start_distributed(timeout_minutes: float = 30) -> torch.device:
+    """Join the launcher's process group (or make one of a single rank) and return this rank's device."""
+    on_gpu = choose_accelerator()
     import deepspeed
 
     if not on_gpu:
+        # On CPU DeepSpeed would compile a shared-memory collective at each first start (50-110 s); gloo needs none.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Alone on any free port, so that two such runs get on with each other.
     os.environ.setdefault("MASTER_PORT", "29511" if "WORLD_SIZE" in os.environ else "0")

@@ -93,12 +93,12 @@ def drop_lines_after(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            known = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError):  # torn, or of another program
             continue
-        if record["step"] <= step:
+        if known:
             kept.append(line)
     aside = path.with_suffix(".jsonl.aside")
     aside.write_text("".join(line + "\n" for line in kept))

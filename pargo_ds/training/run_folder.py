@@ -11,10 +11,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
-
 from pargo_ds import distributed
-from pargo_ds.config import ConfigError, RunConfig, parse_config
+from pargo_ds.config import ConfigError, RunConfig, load_config
+from pargo_ds.settings_file import format_yaml
 
 log = logging.getLogger("pargo_ds")
 LOCK = ".lock"
@@ -46,9 +45,11 @@ def check_writable(run: RunConfig) -> None:
 
     Raises ConfigError naming the folder: read-only, of another user, or on a full disk.
     """
-    for folder in (run.run_dir, checkpoints_dir(run)):
-        if not folder.is_dir():
+    for folder in (run.run_dir, checkpoints_dir(run), run.run_dir / "logs"):
+        if not folder.exists():
             continue
+        if not folder.is_dir():
+            raise ConfigError(f"{folder} is a file, where the run makes a folder: move it away, or choose another name")
         probe = folder / f".writable_{distributed.rank():05d}"
         try:
             probe.write_bytes(b"1")
@@ -69,7 +70,7 @@ def open_run_folder(run: RunConfig) -> None:
     make_run_folder(run)
     path = run.run_dir / "config.yaml"
     if path.is_file():
-        before = parse_config(yaml.safe_load(path.read_text()), source=str(path))
+        before = load_config(path)
         changed = differences(before.model_dump(mode="json"), run.model_dump(mode="json"))
         if changed:
             shown = "\n".join(f"  - {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items())
@@ -78,7 +79,7 @@ def open_run_folder(run: RunConfig) -> None:
                 "give this run another name (--set name=...), or put these settings back"
             )
     aside = path.with_suffix(".aside")
-    aside.write_text(yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False))
+    aside.write_text(format_yaml(run.model_dump(mode="json")), encoding="utf-8")
     aside.replace(path)
 
 

@@ -4,6 +4,9 @@ wandb hands figures to a process of its own. A signal to all processes of a job 
 what it has not written yet; offline that was a whole segment (wandb 0.31.0; github.com/wandb/wandb/issues/9963). So
 `wandb_state.json` in the run's folder says up to which step wandb was closed in good order, and the next start of wandb
 is given the later lines of metrics.jsonl again.
+
+A start that fails (no network, a wrong key) costs at most `reporting.wandb_timeout_s`, and wandb goes on offline. What
+wandb's own environment variables say goes before the run file.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pargo_ds.config import RunConfig
 
@@ -24,6 +28,17 @@ ID, STATE = "wandb_id", "wandb_state.json"
 OFFLINE, CUT_OFF = "offline-run-", "cut-off-"
 RESTARTS = 3
 """How often wandb is started again within one process."""
+MODES = {
+    **dict.fromkeys(("online", "run", "shared"), "online"),
+    **dict.fromkeys(("offline", "dryrun"), "offline"),
+    "disabled": "disabled",
+}
+"""Values of WANDB_MODE -> ours."""
+INSTEAD = {
+    "online": "it goes on offline (to send the figures later: wandb sync RUN/wandb/offline-run-*)",
+    "offline": "this start of the run goes on without it, metrics.jsonl has the figures",
+}
+SERVER = "https://api.wandb.ai"
 
 
 class WandbRun:
@@ -46,7 +61,7 @@ class WandbRun:
         self.id: str | None = None
         if self.mode != "disabled":
             self.id = self._own_id()
-            self.wandb = self._start(first_step)
+            self.wandb = self._start_or_leave(first_step)
 
     def log(self, step: int, figures: dict[str, Any]) -> None:
         """Report a step whose line metrics.jsonl already has, unless an earlier start did (wandb's steps only grow)."""
@@ -78,23 +93,37 @@ class WandbRun:
         """The id lives in the run's folder, so that each start continues the same wandb run."""
         path = self.run.run_dir / ID
         if not path.is_file():
-            path.write_text(secrets.token_hex(4))
+            path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
         return path.read_text().strip()
+
+    def _start_or_leave(self, first_step: int) -> Any:
+        """Start wandb, offline where it cannot be online; None where it cannot be started at all."""
+        while self.mode != "disabled":
+            try:
+                return self._start(first_step)
+            except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
+                _forget_process()
+                log.warning("wandb cannot be %s (%s); %s", self.mode, _said(error), INSTEAD[self.mode])
+                self.mode = "offline" if self.mode == "online" else "disabled"
+        return None
 
     def _start(self, first_step: int) -> Any:
         """wandb.init, and the lines that wandb may not have."""
         import wandb
 
         self.held = self._held(first_step)
+        limit = self.run.reporting.wandb_timeout_s
         started = wandb.init(
-            project=self.run.reporting.wandb_project,
-            name=self.run.name,
+            project=os.environ.get("WANDB_PROJECT") or self.run.reporting.wandb_project,
+            name=os.environ.get("WANDB_NAME") or self.run.name,
             id=self.id,
             resume="allow" if self.mode == "online" else None,
             mode=self.mode,
             dir=str(self.run.run_dir),
             config=self.run.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off", disable_git=True),
+            settings=wandb.Settings(
+                silent=True, console="off", disable_git=True, init_timeout=limit, finish_timeout=limit
+            ),
         )
         self._note(self.held, Path(started.dir).parent.name)
         for step, figures in _lines(self.metrics):
@@ -108,8 +137,8 @@ class WandbRun:
         """The last step that an earlier start has given it. What one that was cut off has written offline is set
         aside: its steps are reported again."""
         path = self.run.run_dir / STATE
-        if not path.is_file():
-            return 0 if not any(self.run.run_dir.glob("wandb/*run-*")) else first_step
+        if not path.is_file():  # noted now: a start that fails leaves a folder, too
+            self._note(0 if not any(self.run.run_dir.glob("wandb/*run-*")) else first_step, None)
         state = json.loads(path.read_text())
         folder = self.run.run_dir / "wandb" / Path(state["open"] or "none").name
         if folder.name.startswith(OFFLINE) and folder.is_dir():
@@ -127,7 +156,7 @@ class WandbRun:
         try:
             action()
         except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
-            log.warning("wandb stopped (%s: %s); metrics.jsonl goes on", type(error).__name__, error)
+            log.warning("wandb stopped (%s); metrics.jsonl goes on", _said(error))
             self.wandb = None
             return False
         return True
@@ -135,36 +164,49 @@ class WandbRun:
     def _restart(self) -> None:
         self.restarts -= 1
         _forget_process()
-        try:
-            self.wandb = self._start(self.last)
-        except Exception as error:  # as above
-            log.warning("wandb could not be started again (%s: %s)", type(error).__name__, error)
-        else:
+        self.wandb = self._start_or_leave(self.last)
+        if self.wandb is not None:
             log.warning("wandb was started again")
 
 
 def _forget_process() -> None:
     """Without it wandb would speak to the process that is gone again when this one exits, and print a traceback."""
-    import wandb
-
     try:
+        import wandb
+
         wandb.teardown()
     except Exception as error:  # what it raises depends on how that process went
-        log.debug("wandb.teardown: %s", error)
+        log.debug("wandb.teardown: %s", _said(error))
+
+
+def _said(error: Exception) -> str:
+    """One line without the key, which wandb's messages might repeat."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    key = os.environ.get("WANDB_API_KEY")
+    return text.replace(key, "(the key)") if key else text
 
 
 def mode_of(run: RunConfig) -> str:
-    """online, offline or disabled; `auto` is online where wandb has a key."""
-    mode = run.reporting.wandb
+    """online, offline or disabled: what WANDB_MODE or WANDB_DISABLED say, else what the run file says; `auto` is
+    online where wandb has a key."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    said = os.environ.get("WANDB_MODE")
+    if said and said.lower() not in MODES:
+        log.warning("WANDB_MODE is %s, expected one of %s; wandb is left out", said, ", ".join(MODES))
+        return "disabled"
+    mode = MODES[said.lower()] if said else run.reporting.wandb
     return ("online" if _has_key() else "offline") if mode == "auto" else mode
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether wandb will find a key, in the places where it looks, for the server that it will speak to."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname
     try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
         return False
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,76 @@ def test_one_missing_tensor_is_named(name, parts):
         weights(checkpoint, folder)
 
 
+TOWER = "visual_encoder."
+
+
+@pytest.mark.parametrize("form", ["release, file", "EVA-CLIP", "timm", "export"])
+def test_a_checkpoint_of_what_was_trained_takes_its_vision_tower_from_elsewhere(form, parts, tmp_path):
+    _, state, checkpoint, folder = parts
+    whole = weights(checkpoint, folder)
+    timm_names = {name: whole.read(name) for name in whole.specs if name.startswith("vision.backbone.")}
+    tower = {name: tensor for name, tensor in state.items() if name.startswith(TOWER)}
+    place = tmp_path / "tower"
+    place.mkdir()
+    if form == "timm":
+        save_file({n.removeprefix("vision.backbone."): t for n, t in timm_names.items()}, place / "model.safetensors")
+    elif form == "export":
+        save_file({**timm_names, "llm.lm_head.weight": torch.zeros(1)}, place / "model.safetensors")
+    elif form == "EVA-CLIP":
+        text = {"text.positional_embedding": torch.zeros(3)}
+        torch.save({**{n.replace(TOWER, "visual."): t for n, t in tower.items()}, **text}, place / "EVA02_CLIP.pt")
+    else:
+        place = place / "vision.pth"
+        torch.save(tower, place)
+    torch.save({n: t for n, t in state.items() if n not in tower}, tmp_path / "trained.pth")
+    facts = replace(FACTS, vision_weights=place)
+    found = ReleaseWeights(
+        tmp_path / "trained.pth", LLMFolder(str(folder)), facts, dtype=torch.float32, merge_lora=False
+    )
+    assert compare(whole, found).fits()
+    assert f"its weights come from {place.name}" in found.assumed()[-1]
+
+
+def test_what_the_checkpoint_does_not_say_is_reported_and_stands_in_the_card(parts, tmp_path):
+    *_, checkpoint, folder = parts
+    said = []
+    convert(checkpoint, folder, tmp_path / "out", report=said.append)
+    card = (tmp_path / "out/README.md").read_text()
+    for assumed in (
+        f"{tiny.PARTIAL} are partial of 19",
+        "2 attention heads, of width 64",
+        "1e-12",
+        f"alpha {tiny.ALPHA}",
+    ):
+        assert assumed in "\n".join(said)
+        assert assumed in card
+
+
+def test_a_vision_tower_that_is_nowhere_or_in_part_is_named(parts, tmp_path):
+    _, state, checkpoint, folder = parts
+    torch.save({n: t for n, t in state.items() if not n.startswith(TOWER)}, checkpoint)
+    with pytest.raises(CheckpointError, match="holds no vision tower .*--vision-weights"):
+        weights(checkpoint, folder)
+    for tower, said in (({"other": torch.zeros(1)}, "missing .*visual_encoder.blocks.0"), ({}, "holds no weights")):
+        place = tmp_path / f"tower{len(tower)}"
+        place.mkdir()
+        if tower:
+            save_file(tower, place / "model.safetensors")
+        with pytest.raises(CheckpointError, match=said):
+            ReleaseWeights(
+                checkpoint, LLMFolder(str(folder)), replace(FACTS, vision_weights=place), dtype=torch.float32,
+                merge_lora=False,
+            )  # fmt: skip
+
+
+def test_a_strength_of_lora_that_is_none_is_refused(parts):
+    *_, checkpoint, folder = parts
+    with pytest.raises(CheckpointError, match="--lora-alpha 0: expected 1 or more"):
+        ReleaseWeights(
+            checkpoint, LLMFolder(str(folder)), replace(FACTS, lora_alpha=0), dtype=torch.float32, merge_lora=True
+        )
+
+
 class Evil:
     """A pickle that would write a file."""
 
@@ -317,6 +388,15 @@ def test_the_command_writes_a_folder_that_generates(parts, tmp_path):
     process = run_command(command, PYTHONPATH=path)
     assert process.returncode == 0, process.stderr[-3000:]
     assert "tensors" in process.stdout
+    card = (tmp_path / "out/README.md").read_text()
+    for assumed in (
+        f"{tiny.PARTIAL} are partial",
+        "2 attention heads, of width 64",
+        f"alpha {tiny.ALPHA}",
+        "epsilon 1e-12",
+    ):
+        assert assumed in process.stdout
+        assert assumed in card
     command = [*worker[:-1], "verify", str(checkpoint), str(tmp_path / "out"), "--llm", str(folder), *tiny.FACTS]
     process = run_command(command, PYTHONPATH=path)
     assert process.returncode == 0, process.stdout + process.stderr[-3000:]

@@ -138,3 +138,18 @@ def test_a_wrong_sweep_file_is_one_error_that_names_its_fault(sweep_file, tmp_pa
     sweep_file.write_text(yaml.safe_dump({**yaml.safe_load(sweep_file.read_text()), **change}))
     with pytest.raises(ConfigError, match=message):
         jobs(load_sweep(sweep_file), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("seeds: [0]\nseeds: [1]", "sweep.yaml, line 2: the key seeds stands in line 1"),
+        ("variants: {a: {train.projector.lr: yes}}", "line 1: yes is a truth value or a text"),
+        ("base: x\nevery: fast", "line 2, every: Input should be a valid integer"),
+        ("base: $NO_SUCH_VARIABLE/x", "line 1, base: the variable"),
+    ],
+)
+def test_a_sweep_file_is_read_as_strictly_as_a_run_file(tmp_path, lines, message):
+    (tmp_path / "sweep.yaml").write_text(lines)
+    with pytest.raises(ConfigError, match=message):
+        load_sweep(tmp_path / "sweep.yaml")

@@ -3,7 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPVisionConfig, Dinov2Config, SiglipVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    Dinov2Config,
+    DINOv3ViTConfig,
+    PixtralVisionConfig,
+    SiglipVisionConfig,
+    ViTMAEConfig,
+)
 
 from pargo_ds.model import VisionTower, vision_config_from_timm, vision_config_from_transformers
 
@@ -132,3 +141,62 @@ def test_feature_layer_outside_the_encoder_is_an_error():
 def test_unknown_timm_name_is_an_error():
     with pytest.raises(ValueError, match="timm knows no model 'vit_huge_nothing'"):
         vision_config_from_timm("vit_huge_nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fits"),
+    [
+        ("eva02_tiny_patch14_224", 60, "56 or 70"),
+        ("vit_base_patch16_siglip_224", 47, "32 or 48"),
+        ("convnext_atto", 112, "96 or 128"),  # the fourth stage would leave out what the first ones see
+    ],
+)
+def test_a_timm_encoder_that_would_not_see_all_pixels_is_refused(name, size, fits):
+    with pytest.raises(ValueError, match=f"pixels would never be seen; set image_size to {fits}"):
+        vision_config_from_timm(name, size)
+
+
+@pytest.mark.parametrize(("name", "size"), [("tf_efficientnet_lite0", 70), ("resnet18", 70), ("test_vit", 64)])
+def test_padding_and_shortcuts_lose_no_pixels(name, size):
+    assert vision_config_from_timm(name, size).image_size == size
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "said"),
+    [
+        (HF_CONFIGS["siglip"], 64, "at image_size 64 does not work here"),
+        (HF_CONFIGS["clip"], 64, "at image_size 64 does not work here"),
+        (HF_CONFIGS["dinov2"], 60, "60 is no multiple of 8, .*the last 4 rows .*set image_size to 56 or 64"),
+        (SiglipVisionConfig(**SMALL, image_size=36, patch_size=8), 44, "at image_size 44"),
+        (ConvNextConfig(), 224, r"\(convnext, hidden_size None\) is no vision encoder .*library: timm"),
+        # All patches of a batch in one row: right for one image, wrong for two.
+        (PixtralVisionConfig(**SMALL, image_size=32, patch_size=8), 32, r"gives \(1, 16, 32\) .*not \(2, 16, 32\)"),
+        (ViTMAEConfig(**SMALL, image_size=32, patch_size=8), 32, "expected 16 patches"),  # masks them at random
+    ],
+)
+def test_a_transformers_encoder_that_does_not_work_at_this_size_is_one_error(config, size, said):
+    with pytest.raises(ValueError, match=said):
+        vision_config_from_transformers(config, image_size=size)
+
+
+def test_at_the_size_it_was_published_for_an_encoder_may_pass_by_the_edges_with_a_warning():
+    """SigLIP so400m, 384 pixels in patches of 14, is a popular one."""
+    with pytest.warns(UserWarning, match="the last 4 rows and columns of pixels would never be seen, as in its own"):
+        config = vision_config_from_transformers(SiglipVisionConfig(**SMALL, image_size=36, patch_size=8))
+    assert config.num_patches == 16
+
+
+def test_encoders_that_compute_their_positions_take_other_sizes():
+    """DINOv3's rotary tables want a real device."""
+    dinov3 = DINOv3ViTConfig(**SMALL, image_size=32, patch_size=8)
+    for config, size in ((HF_CONFIGS["dinov2"], 64), (dinov3, 32), (dinov3, 64)):
+        assert vision_config_from_transformers(config, image_size=size).num_patches == (size // 8) ** 2
+
+
+def test_a_timm_name_that_is_nearly_right_is_answered_with_near_ones():
+    with pytest.raises(ValueError, match="did you mean vit_tiny_patch16_224"):
+        vision_config_from_timm("vit_tiny_patch16_24")
+    with pytest.raises(ValueError, match="Invalid pretrained tag"):
+        vision_config_from_timm("vit_tiny_patch16_224.nothing")
+    with pytest.raises(ValueError, match="library: transformers"):
+        vision_config_from_timm("openai/clip-vit-large-patch14")

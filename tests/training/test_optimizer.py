@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import torch
 from tiny import merged
 from torch import nn
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 
 import psutil
@@ -14,7 +15,7 @@ from tiny import merged
 
 from pargo_ds.config import RunConfig, parse_config
 from pargo_ds.training.reporting import drop_lines_after
-from pargo_ds.training.wandb_run import WandbRun
+from pargo_ds.training.wandb_run import WandbRun, mode_of
 
 TOTAL = 12
 
@@ -141,3 +142,70 @@ def test_a_run_that_an_earlier_release_began_is_not_reported_twice(run):
     report(reporter, 3)
     reporter.close()
     assert reported(run) == [1, 2, 3]
+
+
+@pytest.fixture
+def silent_server(monkeypatch):
+    """The address of a server that takes connections and never answers; wandb's environment speaks of it alone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("NETRC", "/dev/null")
+        yield
+
+
+@pytest.mark.parametrize("key", ["0123456789" * 4, "malformed"])
+def test_a_key_that_leads_nowhere_ends_no_run_and_loses_no_figure(run, silent_server, monkeypatch, caplog, key):
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    online = run.reporting.model_copy(update={"wandb": "auto", "wandb_timeout_s": 0.5})
+    run = run.model_copy(update={"reporting": online})
+    assert mode_of(run) == "online"
+    reporter = start(run, 0)
+    report(reporter, 1, 2)
+    reporter.close()
+    assert reported(run) == [1, 2]
+    assert "wandb cannot be online" in caplog.text
+    assert key not in caplog.text
+
+
+@pytest.mark.parametrize("in_file", ["auto", "online", "offline", "disabled"])
+@pytest.mark.parametrize(
+    ("variable", "value", "mode"),
+    [
+        ("WANDB_MODE", "offline", "offline"),
+        ("WANDB_MODE", "dryrun", "offline"),
+        ("WANDB_MODE", "disabled", "disabled"),
+        ("WANDB_MODE", "online", "online"),
+        ("WANDB_MODE", "of", "disabled"),
+        ("WANDB_DISABLED", "true", "disabled"),
+    ],
+)
+def test_the_environment_goes_before_the_run_file(run, monkeypatch, in_file, variable, value, mode):
+    monkeypatch.setenv(variable, value)
+    run = run.model_copy(update={"reporting": run.reporting.model_copy(update={"wandb": in_file})})
+    assert mode_of(run) == mode
+
+
+def test_a_key_for_another_server_is_found_where_that_server_is_named(run, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine wandb.example.org login user password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    run = run.model_copy(update={"reporting": run.reporting.model_copy(update={"wandb": "auto"})})
+    assert mode_of(run) == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8443/")
+    assert mode_of(run) == "online"
+
+
+def test_a_disabled_wandb_writes_nothing(run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    reporter = start(run, 0)
+    report(reporter, 1)
+    reporter.close()
+    assert sorted(path.name for path in run.run_dir.iterdir()) == ["metrics.jsonl"]
+
+
+def test_damaged_notes_of_wandb_end_no_run(run):
+    (run.run_dir / "wandb_state.json").write_text("")
+    reporter = start(run, 0)
+    report(reporter, 1)
+    reporter.close()
+    assert reporter.metrics.read_text().count("\n") == 1

@@ -8,7 +8,7 @@ without the wrappers of DeepSpeed (`module.`) and peft (`base_model.model.`, `.b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from pargo_ds.checkpoint.manifest import CheckpointError
 
@@ -90,6 +90,22 @@ def canonical_names(keys: Iterable[str]) -> dict[str, str]:
             raise CheckpointError(f"{names[name]} and {key} are two names of {name}; only one of them can be right")
         names[name] = key
     return names
+
+
+def tower_names(keys: Iterable[str], wanted: Mapping[str, str]) -> dict[str, str]:
+    """Canonical release name of a tensor of the vision tower -> its key in a file that others wrote.
+
+    `wanted`: release name -> timm's name. Files hold either, bare, or below the encoder's name in the release, in
+    EVA-CLIP (`visual.`), in open_clip (`visual.trunk.`) or in an export of ours (`vision.backbone.`).
+    """
+    known = set(keys)
+    found: dict[str, str] = {}
+    for release, timm in wanted.items():
+        bare = release.removeprefix(VISION)
+        forms = (release, bare, f"visual.{bare}", timm, f"visual.trunk.{timm}", f"vision.backbone.{timm}")
+        if held := [form for form in forms if form in known]:
+            found[release] = held[0]
+    return found
 
 
 def is_unused(name: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import LlamaConfig
 
+from pargo_ds.addresses import model_name
 from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.release.tensor_files import TensorFiles
 
@@ -34,6 +35,7 @@ class LLMFolder:
     """
 
     def __init__(self, source: str, revision: str | None = None) -> None:
+        source = model_name(source)
         self.source, self.revision = source, revision
         self.is_local = Path(source).is_dir()
         self.folder = Path(source) if self.is_local else self._fetch(DESCRIPTION)

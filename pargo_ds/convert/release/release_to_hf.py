@@ -5,6 +5,8 @@ LoRA stays beside the model as a peft adapter folder (`adapter/`), or is merged 
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from pargo_ds.convert.weight_files import write_hf_weights, write_safetensors
 from pargo_ds.convert.weights import progress, total_bytes
 from pargo_ds.convert.whole_output import check_free_to_write, whole_output
 
+log = logging.getLogger("pargo_ds")
 ADAPTER = "adapter"
 LORA_DROPOUT = 0.05
 """The release's; it matters to further training only."""
@@ -33,17 +36,20 @@ def release_to_hf(
     dtype: str = "float16",
     merge_lora: bool = False,
     force: bool = False,
+    report: Callable[[str], object] = log.info,
 ) -> int:
-    """Write `out`; returns the number of the model's tensors.
+    """Write `out`; returns the number of the model's tensors. `report` is told what was assumed.
 
     `llm` is InternLM2's folder or hub name (at `revision`): configuration, tokenizer, and the weights that the
     checkpoint lacks. Raises CheckpointError naming what does not fit; `out` is whole or absent.
     """
-    sources = [checkpoint, *([Path(llm)] if Path(llm).is_dir() else [])]
+    sources = [checkpoint, *(path for path in (Path(llm), facts.vision_weights) if path and path.exists())]
     check_free_to_write(out.absolute(), force=force, sources=sources)
     source = ReleaseWeights(checkpoint, LLMFolder(llm, revision), facts, dtype=DTYPES[dtype], merge_lora=merge_lora)
     apart = None if merge_lora else source.lora
     needed = total_bytes(source.specs.values()) + (total_bytes(apart.specs.values()) if apart else 0)
+    for said in source.assumed():
+        report(f"assumed: {said}")
     with whole_output(out, force=force, needed=needed, sources=sources) as aside:
         source.write_description(aside)
         hashes = write_hf_weights(source, aside)
@@ -72,6 +78,7 @@ def model_card(source: ReleaseWeights, apart: bool) -> str:
     if source.lora:
         lora = f"LoRA of rank {source.lora.rank} and alpha {source.lora.alpha} on query, key and value "
         lora += f"lies in `{ADAPTER}/` (peft).\n" if apart else "is merged into the LLM.\n"
+    assumed = "\n".join(f"- {said}" for said in source.assumed())
     load = f'PeftModel.from_pretrained(model.llm, "FOLDER/{ADAPTER}")  # puts LoRA into model.llm\n' if apart else ""
     imports = "from peft import PeftModel\n" if apart else ""
     return f"""---
@@ -84,6 +91,10 @@ Weights of `{source.where.name}` (github.com/bytedance/ParGo, BSD-3-Clause) with
 `{Path(source.llm.source).name}` as a Llama, converted by pargo_ds: {projector.partial_tokens} partial and
 {projector.global_tokens} global tokens, {projector.layers} layers of width {projector.width}, vision encoder
 `{source.config.vision_config.name}`. The release's mask has no cascade (`cascade: release`). {lora}
+The checkpoint does not say the following; it was assumed:
+
+{assumed}
+
 ```python
 {imports}from transformers import AutoModelForImageTextToText, AutoProcessor
 

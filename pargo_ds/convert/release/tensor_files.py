@@ -51,6 +51,14 @@ class TensorFiles:
             raise CheckpointError(f"{path}: {name} cannot be read ({error})") from error
 
 
+def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """The weight files of a folder: those of the first pattern that any file has. Raises CheckpointError for none."""
+    for pattern in patterns:
+        if paths := sorted(folder.glob(pattern)):
+            return paths
+    raise CheckpointError(f"{folder} holds no weights ({' or '.join(patterns)})")
+
+
 class _Safetensors:
     """A safetensors file as a mapping that reads on demand."""
 

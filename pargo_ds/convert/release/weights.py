@@ -16,7 +16,7 @@ from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.release import keys as keys
 from pargo_ds.convert.release.llm import LLMFolder, split_wqkv
 from pargo_ds.convert.release.lora import PARTS, ReleaseLora, lora_rank
-from pargo_ds.convert.release.tensor_files import TensorFiles
+from pargo_ds.convert.release.tensor_files import TensorFiles, files_of
 from pargo_ds.convert.release.tokenizer import load_tokenizer
 from pargo_ds.convert.weights import Spec, WeightSource, check_names, expected_shapes
 from pargo_ds.model import (
@@ -30,6 +30,7 @@ from pargo_ds.model import (
 HEAD_DIM = 64
 """Of the attention heads of every published BERT."""
 BERT_EPS = 1e-12
+TOWER_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,14 @@ class ReleaseFacts:
         heads: of the projector; None: its width / 64.
         lora_alpha: the strength of LoRA is lora_alpha / rank.
         vision: timm's name of the vision tower.
+        vision_weights: file or folder with the tower's weights, for a checkpoint that holds what was trained only.
     """
 
     partial_tokens: int = 288
     heads: int | None = None
     lora_alpha: int = 512
     vision: str = "eva02_large_patch14_clip_336"
+    vision_weights: Path | None = None
 
 
 class ReleaseWeights(WeightSource):
@@ -63,7 +66,9 @@ class ReleaseWeights(WeightSource):
     def __init__(
         self, path: Path, llm: LLMFolder, facts: ReleaseFacts, *, dtype: torch.dtype, merge_lora: bool
     ) -> None:
-        self.where, self.llm, self.dtype, self.merge_lora = path, llm, dtype, merge_lora
+        if facts.lora_alpha < 1:
+            raise CheckpointError(f"--lora-alpha {facts.lora_alpha}: expected 1 or more; LoRA would change nothing")
+        self.where, self.llm, self.dtype, self.merge_lora, self.facts = path, llm, dtype, merge_lora, facts
         self.files = TensorFiles([path])
         self._keys = keys.canonical_names(self.files.shapes)
         found = {name: self.files.shapes[key] for name, key in self._keys.items() if not keys.is_unused(name)}
@@ -72,6 +77,7 @@ class ReleaseWeights(WeightSource):
         self._sources = {name: keys.release_name(name) for name in expected}
         wanted = self._wanted(expected)
         self._base = self._base_of_the_rest(found, wanted)
+        self._tower, self._tower_keys = self._tower_of_its_own(found)
         text, rank = self.config.text_config, lora_rank(found)
         self.lora = None if rank is None else ReleaseLora(path, text, rank, facts.lora_alpha, dtype, self._release)
         wanted |= self.lora.wanted if self.lora else {}
@@ -104,6 +110,26 @@ class ReleaseWeights(WeightSource):
                 found.setdefault(keys.LLM + name, shape)
         return base
 
+    def _tower_of_its_own(self, found: dict[str, tuple[int, ...]]) -> tuple[TensorFiles | None, dict[str, str]]:
+        """The files of the vision tower where the checkpoint has none of it; what they hold is added to `found`."""
+        towers = {
+            source: name.removeprefix("vision.backbone.")
+            for name, source in self._sources.items()
+            if source.startswith(keys.VISION)
+        }
+        if any(source in found for source in towers):
+            return None, {}
+        path = self.facts.vision_weights
+        if path is None:
+            raise CheckpointError(
+                f"{self.where} holds no vision tower ({keys.VISION}...): name the file or folder of "
+                f"{self.facts.vision} with --vision-weights"
+            )
+        files = TensorFiles([path] if path.is_file() else files_of(path, TOWER_FILES))
+        places = keys.tower_names(files.shapes, towers)
+        found.update({source: files.shapes[key] for source, key in places.items()})
+        return files, places
+
     def _cut_positions(self, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """BERT's table has a row for every position; only the first ones are used."""
         shape, used = found.get(keys.POSITIONS), self.config.visual_tokens
@@ -112,6 +138,8 @@ class ReleaseWeights(WeightSource):
     def _release(self, name: str) -> torch.Tensor:
         if name in self._keys:
             return self.files.read(self._keys[name])
+        if name in self._tower_keys:
+            return self._tower.read(self._tower_keys[name])
         return self._base.read(name.removeprefix(keys.LLM))
 
     def _parts(self, source: str) -> tuple[torch.Tensor, ...]:
@@ -143,6 +171,27 @@ class ReleaseWeights(WeightSource):
     def processor(self) -> ParGoProcessor:
         return self._processor
 
+    def assumed(self) -> list[str]:
+        """What the checkpoint's tensors do not say, and was taken from the release's code or from the options: a wrong
+        value gives a model that loads and answers worse."""
+        projector, vision = self.config.projector_config, self.config.vision_config
+        said = [
+            f"{projector.partial_tokens} are partial of {projector.visual_tokens} learned tokens (--partial-tokens)",
+            f"the projector has {projector.heads} attention heads, of width {projector.width // projector.heads} "
+            "(--heads; default: of width 64)",
+            f"the vision tower is {vision.name} for images of {vision.image_size} pixels (--vision), its pixels "
+            f"normalised by mean {rounded(vision.image_mean)} and deviation {rounded(vision.image_std)}",
+            f"LayerNorms have epsilon {projector.norm_eps:g}, and the mask is the release's (cascade: release)",
+            f"weights are kept in {str(self.dtype).removeprefix('torch.')} (--dtype); the prompt is the release's",
+        ]
+        if self.lora:
+            said.append(
+                f"LoRA has alpha {self.lora.alpha}, a strength of {self.lora.alpha / self.lora.rank:g} (--lora-alpha)"
+            )
+        if self._tower_keys:
+            said.append(f"the checkpoint has no vision tower; its weights come from {self.facts.vision_weights.name}")
+        return said
+
     def write_description(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer = self._processor.tokenizer
@@ -153,6 +202,10 @@ class ReleaseWeights(WeightSource):
             pad_token_id=tokenizer.pad_token_id,
         ).save_pretrained(folder)
         self._processor.save_pretrained(folder)
+
+
+def rounded(values: list[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)
 
 
 def describe(

@@ -73,7 +73,9 @@ def export_says(run: RunConfig) -> str:
     missing = missing_file(run)
     if missing is not None:
         return f"export was not tried: {missing} is not on this machine; the run itself tries it before it trains"
-    return try_export(run, assembly.build_processor(run))
+    processor = assembly.build_processor(run)
+    assembly.check_processor(run, processor)
+    return try_export(run, processor)
 
 
 def missing_file(run: RunConfig) -> str | None:

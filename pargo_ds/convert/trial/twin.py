@@ -30,6 +30,7 @@ from pargo_ds.model import (
     vision_config_from_timm,
     vision_config_from_transformers,
 )
+from pargo_ds.model.encoder_trial import TINY_ENCODER, tiny_encoder
 from pargo_ds.model.tiny_llm import WIDTH, tiny_config
 from pargo_ds.training import assembly
 
@@ -40,8 +41,7 @@ ROOM = 2048
 """Positions of the tiny LLM: a prompt with its picture."""
 VIT, CNN = ("test_vit", 16), ("test_resnet", 32)
 """Tiny networks that timm has for tests, and the pixels of one of their patches."""
-BLOCKS = 2
-ENCODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": BLOCKS, "num_attention_heads": 4}
+BLOCKS = TINY_ENCODER["num_hidden_layers"]
 GENERATION = "generation_config.json"
 
 
@@ -96,8 +96,7 @@ def tiny_vision(config: ParGoVisionConfig, folder: Path) -> tuple[ParGoVisionCon
         save_file(VisionTower(small).backbone.state_dict(), weights)
         return small, changes | {"name": name, "weights": str(weights)}
     name = str(folder / "vision")
-    body = {k: v for k, v in config.hf_config.items() if k not in ("out_features", "out_indices", "stage_names")}
-    inner = AutoConfig.for_model(**body | {k: v for k, v in ENCODER.items() if isinstance(body.get(k), int)})
+    inner = AutoConfig.for_model(**tiny_encoder(config.hf_config))
     AutoModel.from_config(inner).save_pretrained(name)
     statistics = {"image_mean": config.image_mean, "image_std": config.image_std}
     (folder / "vision/preprocessor_config.json").write_text(json.dumps(statistics))

@@ -1,0 +1,205 @@
+"""Settings in files: YAML that means one thing to every reader, and JSON that says each thing once.
+
+PyYAML reads YAML 1.1, editors and people YAML 1.2: to them `yes`, `010`, `1:30` and `1_000` are different things, and
+1.1 keeps `1e-4` as a text. Here a word that the two read differently is refused, with its line; a float is a float and
+a date a text, as in 1.2. A key that stands twice is refused, where the parsers themselves would drop the first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CORE = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+DATE = "tag:yaml.org,2002:timestamp"
+EXPONENT = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$")
+"""Floats of YAML 1.2 that are texts in 1.1, which wants a dot and a sign."""
+AMBIGUOUS = (
+    (r"(?i:y|n|yes|no|on|off)", "a truth value or a text", "write true or false"),
+    (r"[-+]?0[0-9_]+", "an octal number or a decimal one", "write it without the leading zero"),
+    (r"[-+]?0[bo][0-9_]+", "a number or a text", "write a decimal number"),
+    (r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?", "a number to the base 60 or a text", "write the number"),
+    (r"[-+]?[0-9][0-9a-fx.]*_[0-9a-f_.]*", "a number or a text", "write it without underscores"),
+)
+"""Plain words that YAML 1.1 and 1.2 read differently; what they may be; what to write instead."""
+
+ENDS = (yaml.StreamEndToken, yaml.BlockEndToken)
+"""Tokens that lie behind the text, comments included."""
+
+Place = tuple[str | int, ...]
+"""Keys and list positions that lead to a value: ("data", "train", 0, "path")."""
+
+
+class ConfigError(ValueError):
+    """Settings that cannot be used; the message lists every fault with its place in the file."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a YAML text holds, and the line of each value, counted from 1."""
+
+    values: Any
+    lines: dict[Place, int]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's, with 1.2's floats and without dates."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != DATE]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts into quotes that _Loader would take for something else."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver("tag:yaml.org,2002:float", EXPONENT, list("-+.0123456789"))
+for _pattern, *_ in AMBIGUOUS:
+    _Dumper.add_implicit_resolver("!ambiguous", re.compile(f"(?:{_pattern})$"), None)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8. Raises ConfigError that names the file, for other encodings too."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{path}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file in UTF-8 (it may be in "
+            "UTF-16 or in an encoding of Windows)"
+        ) from error
+
+
+def read_yaml(path: str | Path) -> Settings:
+    """Read a YAML file. Raises ConfigError as `read_text` and `parse_yaml` do."""
+    return parse_yaml(read_text(path), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Settings:
+    """Read a YAML text.
+
+    Raises ConfigError naming `source`, line and fault: broken YAML, a key twice, a word that YAML 1.1 and 1.2 read
+    differently, a tag that is not for plain settings.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        lines: dict[Place, int] = {}
+        if node is None:
+            return Settings(None, lines)
+        _check(node, (), source, lines, set())
+        return Settings(loader.construct_document(node), lines)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{source}, line {mark.line + 1}" if mark else source
+        said = " ".join(filter(None, (error.context, error.problem)))
+        raise ConfigError(f"{place}: not valid YAML: {said}") from error
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _check(node: yaml.Node, place: Place, source: str, lines: dict[Place, int], seen: set[int]) -> None:
+    """Note the lines of a node and all below it; ConfigError for what a parser would take in silence."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    if id(node) in seen:  # an alias
+        return
+    seen.add(id(node))
+    if node.tag not in CORE:
+        raise ConfigError(f"{source}, line {node.start_mark.line + 1}: the tag {node.tag} is not for settings")
+    if isinstance(node, yaml.ScalarNode):
+        _check_word(node, source)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            _check(item, (*place, index), source, lines, seen)
+    else:
+        _check_keys(node, source)
+        for key, value in node.value:
+            below = (*place, key.value) if isinstance(key, yaml.ScalarNode) else place
+            lines.setdefault(below, key.start_mark.line + 1)
+            _check(value, below, source, lines, seen)
+
+
+def _check_keys(node: yaml.MappingNode, source: str) -> None:
+    keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    for key in keys:
+        _check_word(key, source)
+    for name, count in Counter(key.value for key in keys if key.tag != "tag:yaml.org,2002:merge").items():
+        if count > 1:
+            first, *others = (key.start_mark.line + 1 for key in keys if key.value == name)
+            again = ", ".join(map(str, others))
+            raise ConfigError(
+                f"{source}, line {again}: the key {name} stands in line {first} already; only one of them would count: "
+                "put them together"
+            )
+
+
+def _check_word(node: yaml.ScalarNode, source: str) -> None:
+    if node.style is not None:  # in quotes, or a block of text
+        return
+    for pattern, meanings, instead in AMBIGUOUS:
+        if re.fullmatch(pattern, node.value):
+            raise ConfigError(
+                f"{source}, line {node.start_mark.line + 1}: {node.value} is {meanings}, depending on the version of "
+                f"YAML; {instead}, or put it in quotes if it is a text"
+            )
+
+
+def parse_value(text: str, source: str) -> Any:
+    """The one value that a command line gives, such as `1e-4`, `[a, b]` or a text.
+
+    Raises ConfigError as `parse_yaml` does, and where a part of the text would be taken for a comment and dropped.
+    """
+    values = parse_yaml(text, source).values
+    end = max(token.end_mark.index for token in yaml.scan(text, Loader=_Loader) if not isinstance(token, ENDS))
+    if text[end:].strip():
+        raise ConfigError(f"{source}: {text[end:].strip()} would be dropped as a comment; put the value in quotes")
+    return values
+
+
+def format_yaml(values: Any) -> str:
+    """YAML text that `parse_yaml` reads back as the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Raises ConfigError naming the file and the fault: unreadable, broken, a key twice, NaN or Infinity, no object.
+    """
+    try:
+        values = json.loads(read_text(path), object_pairs_hook=_each_key_once, parse_constant=_no_number)
+    except ConfigError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds {type(values).__name__}, expected an object of settings: {{...}}")
+    return values
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"the key {twice[0]} stands twice in one object; only the last would count")
+    return dict(pairs)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number of JSON")
