@@ -14,7 +14,7 @@ import torch
 from pargo_ds.batch import IGNORE_INDEX, Encoded
 from pargo_ds.config import DataSection
 from pargo_ds.data.images import read_fast
-from pargo_ds.data.schema import CAPTION_KINDS, IMAGE_PLACEHOLDER, Sample, SampleError
+from pargo_ds.data.schema import CAPTION_KINDS, IMAGE_PLACEHOLDER, Sample, SampleError, placeholder_problem
 
 Turns = list[dict[str, str]]
 """[{"role": "user" | "assistant" | "system", "content": text}, ...]; `<image>` in a text stands for one picture."""
@@ -68,13 +68,9 @@ def encode_text(sample: Sample, turns: Turns, processor: Any, where: str = "") -
     for number, turn in enumerate(turns):
         if not turn["content"].strip():
             raise sample_error(sample, where, f"turn {number} ({turn['role']}) has no text")
-    placeholders = sum(turn["content"].count(IMAGE_PLACEHOLDER) for turn in turns)
-    if placeholders != len(sample.images):
-        raise sample_error(
-            sample,
-            where,
-            f"{placeholders} image placeholders but {len(sample.images)} images; each placeholder needs one image",
-        )
+    problem = placeholder_problem(turns, len(sample.images))
+    if problem is not None:
+        raise sample_error(sample, where, problem)
     try:
         ids, labels = processor.encode_conversation(turns)
     except ValueError as error:  # the chat template's own rules
