@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from pargo_ds.data.images import read_fast, read_picture
@@ -141,18 +142,35 @@ def prepared(data: bytes, number: int, longest_side: int | None) -> bytes:
 
 def _smaller(picture: Image.Image, longest_side: int) -> bytes:
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _smaller_wide(picture, longest_side)
     transparent = picture.has_transparency_data
     if transparent:
         picture = picture.convert("RGBA")
-    elif not picture.mode.startswith("I") and picture.mode != "L":
+    elif picture.mode != "L":
         picture = picture.convert("RGB")
-    scale = longest_side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=None if picture.mode.startswith("I") else 3.0)
+    picture = picture.resize(_size_within(picture, longest_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     picture.info.clear()  # rotation, profiles and thumbnails belong to the old pixels
     buffer = io.BytesIO()
-    if transparent or picture.mode.startswith("I"):
+    if transparent:
         picture.save(buffer, "PNG")
     else:
         picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _size_within(picture: Image.Image, longest_side: int) -> tuple[int, int]:
+    scale = longest_side / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def _smaller_wide(picture: Image.Image, longest_side: int) -> bytes:
+    """Grey with more than 8 bits as a PNG of 16, white being what the processor takes for white (`pictures.to_rgb`)."""
+    numbers = np.nan_to_num(np.asarray(picture, np.float32))
+    top = float(numbers.max())
+    white = next((limit for limit in ((1.0, 255.0) if picture.mode == "F" else ()) if top <= limit), max(top, 65535.0))
+    scaled = Image.fromarray(numbers.clip(0) * np.float32(65535 / white))
+    scaled = scaled.resize(_size_within(picture, longest_side), Image.Resampling.LANCZOS)  # mode F has no byte order
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(scaled).round().clip(0, 65535).astype(np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()
