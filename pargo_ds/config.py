@@ -7,13 +7,14 @@ run that cannot work ends before a process group or a GPU is touched. Pure: no t
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PARTS = ("vision", "projector", "llm")
 
@@ -107,6 +108,18 @@ class LLMSection(Section):
     """The LLM's own chat template, or the prompt of the paper's release."""
     system_prompt: str | None = None
     """Replaces the chat template's default system message; null leaves it to the template."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the tokenizer's, for training and in the export."""
+    template_date: str | None = None
+    """The day (such as 2026-01-31) that is written where a chat template asks for today's date; null refuses those."""
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _date_is_iso(cls, value: Any) -> Any:
+        try:
+            return value if value is None else datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no date; expected one such as 2026-01-31") from error
 
 
 class LoraSection(Section):
@@ -223,6 +236,9 @@ class DataSection(Section):
     epoch_items: int | None = Field(default=None, ge=1)
     """Conversations in an epoch of a mixture by weight (default: as many as the streams hold together)."""
     too_long: Literal["error", "skip"] = "error"
+    refused: Literal["error", "skip"] = "error"
+    """Samples of which no conversation can be made (the template refuses their turns, a caption is missing): an error
+    that names the first one, or left out and counted."""
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank."""
     canonical_nodes: int = Field(default=1, ge=1)

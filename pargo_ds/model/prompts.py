@@ -152,7 +152,10 @@ def habits_of(prompt: PaperPrompt | ChatTemplate, tokenizer: PreTrainedTokenizer
     asked = _start_of(prompt, once, answered, 1)
     for text, role, words in ((asked, "user", QUESTION), (once, "assistant", ANSWER)):
         if words not in text:
-            raise ValueError(f"{prompt.name} leaves out the {role} turn: {text[:200]!r}. Use another chat_template")
+            raise ValueError(
+                f"{prompt.name} leaves out the {role} turn: {text[:200]!r}. Use another chat_template "
+                "(llm.chat_template in a run file)"
+            )
     tokens = control_tokens(tokenizer)
     _check_generation_prompt(prompt, asked, once, tokens)
     at_the_end = _end_after(once, tokens)
@@ -270,7 +273,8 @@ def _start_of(prompt: PaperPrompt | ChatTemplate, text: str, turns: Sequence[Tur
             f"{prompt.name} renders turn {turn} so that it does not start with its own generation prompt: answers "
             f"cannot be found in it. Expected a start ending in {start[-60:]!r}, got "
             f"{text[max(len(start) - 60, 0) :][:80]!r}. "
-            "Use another chat_template (one that keeps earlier turns unchanged), or prompt 'paper'"
+            "Use another chat_template (llm.chat_template in a run file) that keeps earlier turns as they are, or "
+            "prompt 'paper'"
         )
     return start
 
@@ -295,7 +299,7 @@ def _end_after(text: str, tokens: set[str]) -> str:
 def _lost_message(name: str, turn: int, role: str, piece: str, text: str) -> str:
     return (
         f"{name} leaves out or changes turn {turn} ({role}): {piece[:80]!r} is not in its part of the text, "
-        f"{text[-200:]!r}. Use another chat_template, or prompt 'paper'"
+        f"{text[-200:]!r}. Use another chat_template (llm.chat_template in a run file), or prompt 'paper'"
     )
 
 
@@ -303,7 +307,7 @@ def _count_message(name: str, turns: Sequence[Turn], text: str) -> str:
     wanted = [turn["content"].count(IMAGE_PLACEHOLDER) for turn in turns]
     return (
         f"{name} writes {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER}, but the turns have {wanted}: it loses or "
-        "repeats turns. Use another chat_template, or prompt 'paper'"
+        "repeats turns. Use another chat_template (llm.chat_template in a run file), or prompt 'paper'"
     )
 
 

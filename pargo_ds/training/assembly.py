@@ -35,6 +35,7 @@ from pargo_ds.model.vision import (
 )
 from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
+from pargo_ds.training.templates import run_template
 
 LATER_OPTIONS = {"norm": "pre", "norm_eps": 1e-5, "query_positions": False}
 """Options of the projector that came after the first checkpoints, at values that change nothing."""
@@ -130,7 +131,9 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
     if run.start_from is not None:
         folder = Path(run.start_from)
         distributed.together(lambda: distributed.is_main() and check_hashes(folder, weights=False))
-        return ParGoProcessor.from_pretrained(run.start_from)
+        processor = ParGoProcessor.from_pretrained(run.start_from)
+        processor.chat_template = run_template(run.llm, processor.chat_template)
+        return processor
     try:
         tokenizer = AutoTokenizer.from_pretrained(run.llm.name, revision=run.llm.revision)
     except OSError as error:
@@ -142,6 +145,7 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
         resize=run.vision.resize,
         prompt=run.llm.prompt,
         system_prompt=run.llm.system_prompt,
+        chat_template=run_template(run.llm, tokenizer.chat_template),
     )
 
 
