@@ -22,11 +22,13 @@ Turns = list[dict[str, str]]
 
 def text_settings(data: DataSection) -> dict[str, Any]:
     """The settings that decide which conversations a sample gives: part of every fingerprint of the data."""
+    refused = {} if data.refused == "error" else {"refused": data.refused}
     if data.text == "turns":
-        return {"text": "turns"}
+        return {"text": "turns", **refused}
     prompts = data.caption_prompts.model_dump()
     wanted = CAPTION_KINDS if data.caption == "both" else (data.caption,)
-    return {"text": "captions", "caption": data.caption, "caption_prompts": {kind: prompts[kind] for kind in wanted}}
+    texts = {"caption": data.caption, "caption_prompts": {kind: prompts[kind] for kind in wanted}}
+    return {"text": "captions", **texts, **refused}
 
 
 def views(sample: Sample, data: DataSection, where: str = "") -> list[Turns]:

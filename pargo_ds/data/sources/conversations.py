@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pargo_ds.data.schema import IMAGE_PLACEHOLDER, placeholder_problem
+from pargo_ds.data.sources.cells import conversation_in
 from pargo_ds.data.sources.json_files import TwoValues
 from pargo_ds.data.sources.keys import (
     CONVERSATION_KEYS,
@@ -21,6 +22,7 @@ from pargo_ds.data.sources.keys import (
     check_turn_keys,
     given,
     is_empty,
+    normal,
 )
 from pargo_ds.data.sources.markers import inline_pictures, placed
 from pargo_ds.data.sources.pictures import MAX_PICTURES
@@ -72,6 +74,7 @@ def dialogue_of(record: Mapping[str, Any], pictures: list[Any] | None = None) ->
     if conversation is None:
         keys = shortened(", ".join(map(str, record))) or "none"
         raise Reject("text empty", f"it has no turns under {', '.join(CONVERSATION_KEYS)}; its keys are {keys}")
+    conversation = conversation_in(conversation)  # some tables were saved as JSON with JSON in it
     dialogue = turns_of(conversation, own, given(record, SYSTEM_KEYS, "texts"))
     check_keys(record, dialogue.images)
     return dialogue
@@ -142,8 +145,12 @@ def _turns(number: int, entry: Any) -> list[_Turn]:
 
 
 def _turn(number: int, entry: dict[str, Any]) -> _Turn:
-    speaker, text = given(entry, SPEAKER_KEYS, "speakers"), given(entry, TEXT_KEYS, "texts")
-    role = SPEAKERS.get(speaker.strip().lower()) if isinstance(speaker, str) else None
+    speakers = [value for key, value in entry.items() if normal(key) in SPEAKER_KEYS and not is_empty(value)]
+    roles = {SPEAKERS.get(value.strip().lower()) if isinstance(value, str) else None for value in speakers}
+    if len(roles) > 1:
+        raise Reject("two values", f"turn {number} is from {shortened(speakers)}, which differ; expected one of them")
+    speaker, role = next(iter(speakers), None), next(iter(roles), None)
+    text = given(entry, TEXT_KEYS, "texts")
     if role is None:
         known = ", ".join(SPEAKERS)
         raise Reject("unknown speaker", f"turn {number} is from {shortened(speaker)}; expected one of {known}")

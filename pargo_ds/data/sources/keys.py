@@ -6,6 +6,7 @@ and we ignore would leave a question about something the model never sees.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
@@ -47,7 +48,9 @@ def normal(key: object) -> str:
 
 
 def is_empty(value: Any) -> bool:
-    """Whether a value says nothing: none, an empty text, list or object."""
+    """Whether a value says nothing: none, an empty text, list or object, or the NaN that pandas puts there."""
+    if isinstance(value, float):
+        return math.isnan(value)
     return value is None or (isinstance(value, (str, list, dict, tuple, bytes)) and len(value) == 0)
 
 

@@ -57,6 +57,15 @@ examples:
   python tools/build_shards.py table data/ai2d the_cauldron/ai2d --image-column images --images-are bytes \\
       --conversations-column texts
 """
+MIXTURE = """\
+Reads InternVL's meta JSON {name: {root, annotation, repeat_time}} and LLaVA-NeXT's YAML {datasets: [{json_path,
+sampling_strategy}]}. Each data set becomes a folder OUT/NAME, built as the command llava does; then the lines for
+data.train of a run file are printed, with repeat from repeat_time or random:P%.
+
+examples:
+  python tools/build_shards.py mixture data/internvl meta.json
+  python tools/build_shards.py mixture data/onevision si.yaml --pictures images --held-out 0.001
+"""
 FORM = argparse.RawDescriptionHelpFormatter
 
 
@@ -132,12 +141,19 @@ def _add_captions(parser: Any) -> None:
     parser.add_argument("--captions", choices=("first", "all"), default="first", help="of a picture with several")
 
 
-def _add_llava(commands: Any) -> Any:
-    def make(options: Any) -> Source:
-        return Llava(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
-                     follow_links=options.follow_links)  # fmt: skip
+def _llava(options: Any) -> Source:
+    return Llava(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
+                 follow_links=options.follow_links)  # fmt: skip
 
-    return _add_pictures(_add_source(commands, "llava", "conversation files in JSON", LLAVA, make), required=False)
+
+def _add_llava(commands: Any) -> Any:
+    return _add_pictures(_add_source(commands, "llava", "conversation files in JSON", LLAVA, _llava), required=False)
+
+
+def add_mixture(commands: Any, run: Callable[[argparse.Namespace], None]) -> None:
+    """Add the command mixture; its options are those of llava, `files` are recipes."""
+    parser = _add_source(commands, "mixture", "lists of data sets (InternVL's and LLaVA-NeXT's)", MIXTURE, _llava)
+    _add_pictures(parser, required=False).set_defaults(run=run)
 
 
 def _add_webdataset(commands: Any) -> Any:

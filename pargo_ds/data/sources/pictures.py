@@ -38,6 +38,8 @@ def check_name(name: object, folder: str | Path = "") -> str:
         reason = f"{shortened(name)} is an address; pictures from the web are read from tables, with --images-are url"
         raise Reject("not fetched", reason)
     path = PurePosixPath(unquote(name.removeprefix("file://")) if name.startswith("file://") else name)
+    if name != name.strip() and not os.path.lexists(os.path.join(folder, path)):
+        path = PurePosixPath(name.strip())  # "a.csv, b.png"
     if "\\" in name and not os.path.lexists(os.path.join(folder, path)):
         path = PurePosixPath(str(path).replace("\\", "/"))  # written on Windows
     if path.is_absolute() and str(folder):
