@@ -84,7 +84,7 @@ def test_odd_lines(tmp_path: Path, data: bytes, kinds: list[str]) -> None:
     ("data", "said"),
     [
         (b"file,text\r0.png,One.\r1.png,Two.\r", "new-line character"),  # line ends of old Macs
-        (b"file;text\n0.png;One.\n", "0 columns 'file', expected one; it has file;text"),
+        (b"file;text\n0.png;One.\n", "0 columns 'file', .*; it has file;text"),
         ("file,text\n".encode("utf-16"), "UTF-16"),
         (b'"file,text\n0.png,One.\n', "line 1: the row cannot be read"),
     ],
@@ -106,10 +106,9 @@ def test_odd_rows(tmp_path: Path, pictures: Path) -> None:
 
 def test_odd_picture_files(tmp_path: Path, pictures: Path) -> None:
     """What telephones, scanners and web servers leave behind."""
-    frames = [Image.new("RGB", (40, 20), colour) for colour in ("red", "blue")]
-    frames[0].save(pictures / "telephone.jpg", "MPO", save_all=True, append_images=frames[1:])
-    for name in ("moving.gif", "moving.webp", "pages.tif"):
-        frames[0].save(pictures / name, save_all=True, append_images=frames[1:])
+    for name, kind in (("telephone.jpg", "MPO"), ("moving.gif", "GIF"), ("moving.webp", "WEBP"), ("pages.tif", "TIFF")):
+        first, second = (Image.new("RGB", (40, 20), colour) for colour in ("red", "blue"))
+        first.save(pictures / name, kind, save_all=True, append_images=[second])
     Image.new("RGB", (1, 3000), "red").save(pictures / "line.png")
     (pictures / "error.jpg").write_text("<html>404</html>")
     (pictures / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
