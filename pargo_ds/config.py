@@ -152,6 +152,9 @@ class DataSection(Section):
     epoch_items: int | None = Field(default=None, ge=1)
     """Conversations in an epoch of a mixture by weight (default: as many as the streams hold together)."""
     too_long: Literal["error", "skip"] = "error"
+    refused: Literal["error", "skip"] = "error"
+    """Samples of which no conversation can be made (the template refuses their turns, a caption is missing): an error
+    that names the first one, or left out and counted."""
     workers: int = Field(default=2, ge=0)
     """Loader processes per rank."""
     canonical_nodes: int = Field(default=1, ge=1)

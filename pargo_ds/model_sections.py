@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pargo_ds.addresses import LocalPath, ModelName, model_name
 from pargo_ds.section import Section
@@ -106,3 +107,15 @@ class LLMSection(Section):
     """The LLM's own chat template, or the prompt of the paper's release."""
     system_prompt: str | None = None
     """Replaces the chat template's default system message; null leaves it to the template."""
+    chat_template: LocalPath | None = None
+    """File with a Jinja chat template that replaces the tokenizer's, for training and in the export."""
+    template_date: str | None = None
+    """The day (such as 2026-01-31) that is written where a chat template asks for today's date; null refuses those."""
+
+    @field_validator("template_date", mode="before")
+    @classmethod
+    def _date_is_iso(cls, value: Any) -> Any:
+        try:
+            return value if value is None else datetime.date.fromisoformat(str(value)).isoformat()
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no date; expected one such as 2026-01-31") from error

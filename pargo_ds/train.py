@@ -244,11 +244,13 @@ def train_on(
         first_step, totals = manifest.step, manifest.totals
         log.info("continuing after step %d from %s", first_step, folder)
 
-    reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped})
+    reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped, "refused": loader.refused})
     saver = build_saver(run, engine, stage, fingerprint, frozen, reporter.wandb_run)
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
     if loader.skipped:
         log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
+    if loader.refused:
+        log.info("left out %d samples of which no conversation can be made (data.refused: skip)", loader.refused)
     watchdog = Watchdog(run.run_dir / "logs", run.survival.watchdog_minutes)
     profile = StepProfile(run.run_dir / "profile", profile_steps) if profile_steps else None
     try:

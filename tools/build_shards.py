@@ -21,7 +21,8 @@ from pargo_ds.data.scene_splits import SPLITS, ScenesPlan, scene_samples
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.shards import COMPRESSIONS, whole_folder, write_shards
 from pargo_ds.data.sources import Finish
-from pargo_ds.data.sources.options import add_sources, fraction
+from pargo_ds.data.sources.options import add_mixture, add_sources, fraction
+from pargo_ds.data.sources.recipes import read_recipe
 
 EXAMPLES = """\
 examples (each source explains itself: build_shards.py llava --help):
@@ -36,6 +37,8 @@ examples (each source explains itself: build_shards.py llava --help):
         --caption-column caption --fetch
   the composed scenes of `make demo`:
     python tools/build_shards.py scenes runs/demo/shards --concepts 24
+  all data sets of InternVL's meta JSON or LLaVA-NeXT's YAML:
+    python tools/build_shards.py mixture data/internvl meta.json
   on 16 machines (slurm/shards.sh does it), then once:
     python tools/build_shards.py llava OUT FILE ... --part 3/16
     python tools/build_shards.py merge OUT
@@ -71,6 +74,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("build_shards.py", description=__doc__, epilog=EXAMPLES, formatter_class=FORM)
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     add_sources(commands, run_source)
+    add_mixture(commands, run_mixture)
     _add_scenes(commands)
     _add_merge(commands)
     _add_lengths(commands)
@@ -158,6 +162,30 @@ def run_source(options: argparse.Namespace) -> None:
             folders = [(str(place.local / name), data) for data in own or [run.data]]
             _write_lengths(folders, processor, options.workers)
     _deliver(place, merged)
+
+
+def run_mixture(options: argparse.Namespace) -> None:
+    """Build every data set of some recipes into a folder of its own; print the streams for a run file."""
+    parts = [part for path in options.files for part in read_recipe(path, options.pictures)]
+    place = Place.of(options.out, options.work)
+    builds = []
+    for part in parts:
+        own = {"out": f"{options.out.rstrip('/')}/{part.name}", "files": [part.file], "pictures": part.pictures}
+        if place.remote is not None:
+            own["work"] = str(place.local / part.name)
+        build_options = argparse.Namespace(**{**vars(options), **own})
+        build_options.make(build_options)  # faults of the last one are told before the first is built
+        builds.append(build_options)
+    names = [build_options.out for build_options in builds]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two recipes name the same data set: {', '.join(sorted(names))}; build them into two folders")
+    for build_options in builds:
+        print(f"{build_options.out}:")
+        run_source(build_options)
+    print("data:\n  train:")
+    for build_options, part in zip(builds, parts, strict=True):
+        folder = build_options.out + ("/train" if options.held_out is not None else "")
+        print(f"    - {{path: {folder}, text: turns{'' if part.repeat == 1 else f', repeat: {part.repeat:g}'}}}")
 
 
 def run_merge(options: argparse.Namespace) -> None:

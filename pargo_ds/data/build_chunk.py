@@ -17,12 +17,14 @@ import numpy as np
 import xxhash
 
 from pargo_ds.data.build_plan import HELD_OUT, TRAIN, Plan, write_json
-from pargo_ds.data.schema import Sample, pack_images
+from pargo_ds.data.schema import Sample, id_digest, pack_images
 from pargo_ds.data.shards import HASHES, finish_shards, shard_writer
 from pargo_ds.data.sources import Outcome, outcomes
+from pargo_ds.data.splits import in_share, picture_digests
 
-DIGESTS = np.dtype([("id", "<u8"), ("content", "<u8"), ("held_out", "?"), ("line", "<u4")])
-"""One row a sample: 8-byte hashes of id and content, the split, the line in inputs.jsonl."""
+DIGESTS = np.dtype([("id", "<u8"), ("content", "<u8"), ("unit", "<u8"), ("held_out", "?"), ("line", "<u4")])
+"""One row a sample: 8-byte hashes of id, content and the unit of the split (its smallest picture's, else the id's); the
+split it is stored in, which the merge may change; the line in inputs.jsonl."""
 
 
 def chunk_name(number: int) -> str:
@@ -30,7 +32,8 @@ def chunk_name(number: int) -> str:
 
 
 def build_chunk(plan: Plan, folder: Path, number: int, payload: Any) -> dict[str, Any]:
-    """Build one chunk into `folder`/00000017; return its counts (inputs, samples, rejects by kind, an example)."""
+    """Build one chunk into `folder`/00000017; return its counts (inputs, samples, rejects and changes by kind, an
+    example)."""
     target = folder / chunk_name(number)
     unfinished = folder / f".{chunk_name(number)}.{socket.gethostname()}-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -55,8 +58,10 @@ def _ignored(*numbers: int) -> Iterator[None]:
 
 def _fill(plan: Plan, folder: Path, found: Iterator[Outcome]) -> dict[str, Any]:
     writers: dict[str, Any] = {}
-    digests: list[tuple[int, int, bool, int]] = []
+    digests: list[tuple[int, int, int, bool, int]] = []
+    links: list[tuple[int, int]] = []
     rejects: Counter[str] = Counter()
+    changed: Counter[str] = Counter()
     inputs, example = 0, ""
     with open(folder / "inputs.jsonl", "w", encoding="ascii") as lines:
         for line, outcome in enumerate(found):
@@ -66,17 +71,22 @@ def _fill(plan: Plan, folder: Path, found: Iterator[Outcome]) -> dict[str, Any]:
                 rejects[outcome.kind] += 1
                 example = outcome.reason
                 continue
-            digest = id_digest(outcome.id)
-            held_out = plan.held_out is not None and plan.held_out < 1 and digest < plan.held_out * 2**64
+            changed.update(outcome.sample.meta.get("changed", ()))
+            digest, pictures = id_digest(outcome.id), sorted(picture_digests(outcome.sample))
+            unit = pictures[0] if pictures else digest
+            links += [(unit, other) for other in pictures[1:]]
+            by_share = plan.held_out is not None and plan.held_out < 1
+            held_out = by_share and bool(in_share(np.array([unit], np.uint64), plan.held_out)[0])
             split = HELD_OUT if held_out else TRAIN
             if split not in writers:
                 writers[split] = shard_writer(folder / split, plan.compression, HASHES, plan.shard_bytes)
             writers[split].write(outcome.sample.to_mds())
-            digests.append((digest, content_digest(outcome.sample), held_out, line))
+            digests.append((digest, content_digest(outcome.sample), unit, held_out, line))
     for writer in writers.values():
         finish_shards(writer)
     np.save(folder / "digests.npy", np.array(digests, DIGESTS))
-    counts = {"inputs": inputs, "samples": len(digests), "rejects": dict(rejects)}
+    np.save(folder / "links.npy", np.array(links, np.uint64).reshape(-1, 2))
+    counts = {"inputs": inputs, "samples": len(digests), "rejects": dict(rejects), "changed": dict(changed)}
     write_json(folder / "chunk.json", counts)
     return {**counts, "example": example}
 
@@ -84,11 +94,6 @@ def _fill(plan: Plan, folder: Path, found: Iterator[Outcome]) -> dict[str, Any]:
 def _described(outcome: Outcome) -> dict[str, Any]:
     described = {**outcome.where, "id": outcome.id}
     return described if outcome.sample else {**described, "kind": outcome.kind, "reason": outcome.reason}
-
-
-def id_digest(sample_id: str) -> int:
-    """8 bytes of an id: equal ids are found by it, and the held-out part is chosen by it."""
-    return xxhash.xxh64_intdigest(sample_id.encode())
 
 
 def content_digest(sample: Sample) -> int:

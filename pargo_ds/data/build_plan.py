@@ -17,6 +17,9 @@ WORK = ".build"
 DONE = ".built"
 """Folders in OUT: of an unfinished build, and of a finished one that is being removed."""
 TRAIN, HELD_OUT = "train", "held_out"
+BUILD_VERSION = 2
+"""Of the rules by which inputs become samples and splits; a build of another version is neither continued nor taken for
+finished."""
 
 
 class BuildError(ValueError):
@@ -54,6 +57,7 @@ class Plan:
         files = [(name, os.stat(name).st_size, os.stat(name).st_mtime_ns) for name in options.pop("files")]
         described = {
             "schema_version": SCHEMA_VERSION,
+            "build_version": BUILD_VERSION,
             "kind": type(self.source).__name__,
             "options": options,
             "files": [name for name, _, _ in files[:3]],

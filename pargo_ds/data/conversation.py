@@ -14,7 +14,7 @@ import torch
 from pargo_ds.batch import IGNORE_INDEX, Encoded
 from pargo_ds.config import DataSection
 from pargo_ds.data.images import read_fast
-from pargo_ds.data.schema import CAPTION_KINDS, IMAGE_PLACEHOLDER, Sample, SampleError
+from pargo_ds.data.schema import CAPTION_KINDS, IMAGE_PLACEHOLDER, Sample, SampleError, placeholder_problem
 
 Turns = list[dict[str, str]]
 """[{"role": "user" | "assistant" | "system", "content": text}, ...]; `<image>` in a text stands for one picture."""
@@ -22,11 +22,13 @@ Turns = list[dict[str, str]]
 
 def text_settings(data: DataSection) -> dict[str, Any]:
     """The settings that decide which conversations a sample gives: part of every fingerprint of the data."""
+    refused = {} if data.refused == "error" else {"refused": data.refused}
     if data.text == "turns":
-        return {"text": "turns"}
+        return {"text": "turns", **refused}
     prompts = data.caption_prompts.model_dump()
     wanted = CAPTION_KINDS if data.caption == "both" else (data.caption,)
-    return {"text": "captions", "caption": data.caption, "caption_prompts": {kind: prompts[kind] for kind in wanted}}
+    texts = {"caption": data.caption, "caption_prompts": {kind: prompts[kind] for kind in wanted}}
+    return {"text": "captions", **texts, **refused}
 
 
 def views(sample: Sample, data: DataSection, where: str = "") -> list[Turns]:
@@ -68,13 +70,9 @@ def encode_text(sample: Sample, turns: Turns, processor: Any, where: str = "") -
     for number, turn in enumerate(turns):
         if not turn["content"].strip():
             raise sample_error(sample, where, f"turn {number} ({turn['role']}) has no text")
-    placeholders = sum(turn["content"].count(IMAGE_PLACEHOLDER) for turn in turns)
-    if placeholders != len(sample.images):
-        raise sample_error(
-            sample,
-            where,
-            f"{placeholders} image placeholders but {len(sample.images)} images; each placeholder needs one image",
-        )
+    problem = placeholder_problem(turns, len(sample.images))
+    if problem is not None:
+        raise sample_error(sample, where, problem)
     try:
         ids, labels = processor.encode_conversation(turns)
     except ValueError as error:  # the chat template's own rules

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pargo_ds.data.build_chunk import id_digest
+from pargo_ds.data.schema import id_digest
 
 
 @dataclass

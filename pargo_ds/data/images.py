@@ -16,13 +16,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 if TYPE_CHECKING:
     import torch
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+Image.init()  # all of Pillow's readers, to know which of them this build of it has
+FORMATS = tuple(
+    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
+)
 """Raster formats only: Pillow would hand PostScript to an interpreter."""
+
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV",
+         "I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # fmt: skip
+"""Pillow's modes that the processor can make RGB of."""
+
+PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
+"""Bytes of one unpacked profile or text of a PNG: printers' profiles have more than Pillow's 1 MiB."""
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before a pixel is decoded: a file of a few kB can claim gigabytes."""
@@ -65,6 +75,10 @@ def picture_header(data: bytes) -> tuple[str, str, int, int]:
         return str(picture.format), picture.mode, picture.width, picture.height
 
 
+class _Unfit(ValueError):
+    """A picture that is whole, but of a kind that is not read; the message is the reason."""
+
+
 @contextlib.contextmanager
 def _reasons(data: bytes) -> Iterator[None]:
     """Turn whatever Pillow raises on a file into ValueError with the reason."""
@@ -76,7 +90,13 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise ValueError(
             f"is not a picture in a known format ({len(data)} bytes; expected one of {', '.join(FORMATS)})"
         ) from error
+    except _Unfit:
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+        if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
+            limit = PngImagePlugin.MAX_TEXT_CHUNK
+            reason = f"holds a colour profile or texts of more than {limit:,} bytes; save it without them"
+            raise ValueError(reason) from error
         raise ValueError(
             f"cannot be decoded ({type(error).__name__}: {error}); the file was cut or is broken"
         ) from error
@@ -91,6 +111,8 @@ def _opened(data: bytes) -> Image.Image:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
+    if picture.mode not in MODES:
+        raise _Unfit(f"has the colour mode {picture.mode}, of which no RGB can be made; save it as RGB")
     return picture
 
 

@@ -47,6 +47,8 @@ class Lengths:
     """Tokens of one picture."""
     kept: NDArray[np.uint32] | None = None
     """(items,) places in the columns, where some conversations are left out."""
+    refused: int = 0
+    """Samples that are left out because no conversation can be made of them (data.refused: skip)."""
 
     def __len__(self) -> int:
         return len(self.columns.samples) if self.kept is None else len(self.kept)
@@ -100,7 +102,18 @@ def load_lengths(folder: ShardFolder, data: DataSection, processor: Any, cache_d
 
     has_side_car = distributed.broadcast_object((beside / NAME).is_file())
     columns = _read(beside) if has_side_car else distributed.main_then_others(read_or_measure)
-    return Lengths(columns=columns, visual_tokens=processor.visual_tokens)
+    refused = _left_out(folder, columns) if data.refused == "skip" else 0
+    return Lengths(columns=columns, visual_tokens=processor.visual_tokens, refused=refused)
+
+
+def _left_out(folder: ShardFolder, columns: Columns) -> int:
+    """How many samples of a folder have no conversation in the columns. Raises ValueError when none has one."""
+    samples = sum(shard["samples"] for shard in read_index(folder.local)["shards"])
+    if samples and not len(columns.samples):
+        raise ValueError(
+            f"{folder.path}: every one of its {samples:,} samples is refused; data.refused: error names the first"
+        )
+    return samples - int(np.count_nonzero(np.diff(columns.samples)) + (len(columns.samples) > 0))
 
 
 def write_side_car(folder: ShardFolder, data: DataSection, processor: Any, processes: int | None = None) -> Path | str:

@@ -92,7 +92,7 @@ class PackLoader:
         self._mixture = open_mixture(
             data, batch, processor, seed=seed, cache_dir=cache_dir, run_name=run_name, padded_rows=padded_rows
         )
-        self.skipped = self._mixture.skipped
+        self.skipped, self.refused = self._mixture.skipped, self._mixture.refused
         self._fingerprint = self._mixture.fingerprint(processor)
         self._reader = SampleReader(self._mixture.folders, data.cache_limit)
         self._encoder = Encoder(self._mixture, processor)
@@ -101,6 +101,8 @@ class PackLoader:
 
     skipped: int
     """Conversations left out because they do not fit into a pack (data.too_long: skip)."""
+    refused: int
+    """Samples left out because no conversation can be made of them (data.refused: skip)."""
 
     def plan(self, epoch: int) -> Plan:
         """The plan of one epoch, the same on every rank."""

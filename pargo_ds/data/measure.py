@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
@@ -18,9 +19,11 @@ from pargo_ds.config import DataSection
 from pargo_ds.data.conversation import encode_text, sample_error, views
 from pargo_ds.data.images import picture_header
 from pargo_ds.data.one_shard import opened_shard, shard_starts
-from pargo_ds.data.schema import Sample
+from pargo_ds.data.schema import Sample, SampleError
 from pargo_ds.data.shards import read_index
 from pargo_ds.data.stores import ShardFolder
+
+log = logging.getLogger(__name__)
 
 ALONE_BELOW = 1000
 """Samples that one process measures sooner than several start."""
@@ -56,7 +59,7 @@ def measure(folder: ShardFolder, data: DataSection, processor: Any, processes: i
     shards only.
 
     Raises:
-        SampleError: the first malformed sample in stored order.
+        SampleError: the first malformed sample in stored order; with data.refused: skip it is left out instead.
         ShardError, StoreError: a shard that cannot be read.
         RuntimeError: one of the processes was killed.
     """
@@ -87,16 +90,28 @@ class _Task:
         sizes: list[tuple[int, int]] = []
         with opened_shard(self.folder, self.infos[number]) as shard:
             for place in range(len(shard)):
-                sample = Sample.from_mds(shard[place], where=self.folder.path)
-                for view, text_tokens in enumerate(self._text_tokens(sample)):
-                    rows.append((int(self.starts[number]) + place, view, text_tokens, len(sample.images)))
-                sizes += [_size(sample, picture, self.folder.path) for picture in range(len(sample.images))]
+                try:
+                    sample = Sample.from_mds(shard[place], where=self.folder.path)
+                    lengths = list(self._text_tokens(sample))
+                    own_sizes = [_size(sample, picture, self.folder.path) for picture in range(len(sample.images))]
+                except SampleError as error:
+                    if self.data.refused == "error":
+                        raise _with_advice(error) from error
+                    log.debug("left out: %s", error)
+                    continue
+                position = int(self.starts[number]) + place
+                rows += [(position, view, tokens, len(sample.images)) for view, tokens in enumerate(lengths)]
+                sizes += own_sizes
         return _columns(rows, sizes)
 
     def _text_tokens(self, sample: Sample) -> Iterator[int]:
         for turns in views(sample, self.data, self.folder.path):
             ids, _ = encode_text(sample, turns, self.processor, self.folder.path)
             yield len(ids) - len(sample.images) * self.processor.visual_tokens
+
+
+def _with_advice(error: SampleError) -> SampleError:
+    return SampleError(f"{error}. data.refused: skip leaves such samples out and counts them")
 
 
 _task: _Task | None = None

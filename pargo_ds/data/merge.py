@@ -12,7 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +25,24 @@ from pargo_ds.data.merge_shards import SplitWriter, index_notes
 from pargo_ds.data.sample_table import SampleTable, inputs_of
 from pargo_ds.data.shards import write_index
 from pargo_ds.data.sources.rejects import reject_table
+from pargo_ds.data.splits import groups_of, held_out_samples
 
 REJECTS, SUMMARY = "rejects.jsonl", "build.json"
 
 
 @dataclass(frozen=True)
 class Merged:
-    """The account of a data set: `splits` maps a folder's name ("" without a split) to its samples."""
+    """The account of a data set: `splits` maps a folder's name ("" without a split) to its samples; `changed` says how
+    many samples lost which part of their input (those that repeat another one included)."""
 
     inputs: int
     samples: int
     left_out: dict[str, int]
     splits: dict[str, int]
+    changed: dict[str, int] = field(default_factory=dict)
 
     def table(self) -> str:
-        return reject_table(self.inputs, self.samples, self.left_out)
+        return reject_table(self.inputs, self.samples, self.left_out, self.changed)
 
 
 def merge(out: Path, max_rejects: float = 0.1) -> Merged:
@@ -63,7 +66,7 @@ def merge(out: Path, max_rejects: float = 0.1) -> Merged:
         merged = _account(chunks, table, repeats, out, max_rejects)
         held_out = _held_out(table, repeats, plan["held_out"])
         splits = SplitWriter(table, repeats, held_out, plan, out).write()
-        result = Merged(merged.inputs, merged.samples, merged.left_out, splits)
+        result = replace(merged, splits=splits)
         if sum(splits.values()) != result.samples:
             raise RuntimeError(
                 f"{out}: {splits} samples were written, {result.samples} expected: a fault of the program"
@@ -126,7 +129,7 @@ def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path
     samples = len(table.rows) - len(repeats.dropped)
     if inputs != samples + sum(left_out.values()):
         raise RuntimeError(f"{out}: {inputs} inputs, {samples} samples, {dict(left_out)}: a fault of the program")
-    account = Merged(inputs, samples, dict(sorted(left_out.items())), {})
+    account = Merged(inputs, samples, dict(sorted(left_out.items())), {}, _changed(chunks))
     rejects = sum(left_out.values()) - len(repeats.dropped)
     if rejects > max_rejects * inputs or samples == 0:
         found = f"{rejects:,} of {inputs:,} inputs are rejects" if rejects else "no sample is left"
@@ -137,16 +140,17 @@ def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path
     return account
 
 
-def _held_out(table: SampleTable, repeats: Repeats, wanted: float | int | None) -> NDArray[np.bool_]:
-    """Which samples are held out: decided before by share, or here by number (those with the smallest hash of the id).
+def _changed(chunks: list[Path]) -> dict[str, int]:
+    """How many samples of all chunks were changed in which way."""
+    changed: Counter[str] = Counter()
+    for chunk in chunks:
+        changed.update(json.loads((chunk / "chunk.json").read_text())["changed"])
+    return dict(sorted(changed.items()))
 
-    Samples that share an id stay together, so a few more than the number may come.
-    """
-    if wanted is None or wanted < 1:
-        return np.asarray(table.rows["held_out"])
-    kept = np.ones(len(table.rows), np.bool_)
+
+def _held_out(table: SampleTable, repeats: Repeats, wanted: float | int | None) -> NDArray[np.bool_]:
+    """Which samples are held out, in whole groups that share pictures or ids."""
+    rows = table.rows
+    kept = np.ones(len(rows), np.bool_)
     kept[list(repeats.dropped)] = False
-    ids = np.sort(table.rows["id"][kept])
-    if wanted >= len(ids):
-        raise BuildError(f"{wanted:,} samples are to be held out, but there are only {len(ids):,}; hold out fewer")
-    return table.rows["id"] <= ids[int(wanted) - 1]
+    return held_out_samples(groups_of(rows["unit"], rows["id"], table.links), kept, wanted)

@@ -76,14 +76,17 @@ class SplitWriter:
         ]
 
     def _train_of(self, number: int, chunk: Path) -> Path:
-        """The folder with a chunk's shards to train on: its own, or a new one when samples go or change."""
+        """The folder with a chunk's shards to train on: its own, or a new one when samples come, go or change."""
         stored = self._stored_in(number, TRAIN)
         rows = self._rows(stored, held_out=False)
-        if len(rows) == len(stored) and not any(name for _, name in rows):
+        # Held out by its own pictures, but it hangs together with samples that are not.
+        back = self._rows(self._stored_in(number, HELD_OUT), held_out=False)
+        if len(rows) == len(stored) and not back and not any(name for _, name in rows):
             return chunk / TRAIN
         target = self.work / "edited" / chunk.name
         if not target.is_dir():
-            self._rewrite([(chunk / TRAIN, rows)], target)
+            wanted = [(chunk / TRAIN, rows), (chunk / HELD_OUT, back)]
+            self._rewrite([(folder, chosen) for folder, chosen in wanted if chosen], target)
         return target
 
     def _gather_held_out(self) -> None:

@@ -53,6 +53,10 @@ class Mixture:
     def skipped(self) -> int:
         return sum(stream.skipped for stream in self.streams)
 
+    @property
+    def refused(self) -> int:
+        return sum(stream.lengths.refused for stream in self.streams)
+
     def counts(self, items: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Tokens (those of pictures included) and pictures of these items: the plan's lookup."""
         if len(self.streams) == 1:

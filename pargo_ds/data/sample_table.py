@@ -14,11 +14,14 @@ from pargo_ds.data.build_chunk import DIGESTS
 
 
 class SampleTable:
-    """All samples of all chunks, in the order of the input: `rows` (samples,) of DIGESTS, `chunk` (samples,)."""
+    """All samples of all chunks, in the order of the input: `rows` (samples,) of DIGESTS, and `links` (links, 2), the
+    digests of pictures that one sample has."""
 
     def __init__(self, chunks: list[Path]) -> None:
         self.chunks = chunks
         parts = [np.load(chunk / "digests.npy", allow_pickle=False) for chunk in chunks]
+        links = [np.load(chunk / "links.npy", allow_pickle=False) for chunk in chunks]
+        self.links: NDArray[np.uint64] = np.concatenate(links) if links else np.zeros((0, 2), np.uint64)
         self.first = np.cumsum([0, *map(len, parts)])
         self.rows: NDArray[Any] = np.concatenate(parts) if parts else np.zeros(0, DIGESTS)
 

@@ -12,6 +12,8 @@ import json
 import struct
 from typing import Any
 
+import xxhash
+
 COLUMNS: dict[str, str] = {
     "id": "str",
     "images": "bytes",
@@ -108,6 +110,33 @@ def unpack_images(packed: bytes) -> list[bytes]:
     return images
 
 
+def placeholder_problem(turns: list[dict[str, str]], images: int) -> str | None:
+    """What is wrong with the places of `images` pictures in a conversation; None when each has one place in a question.
+
+    Building and training ask here, so a sample that was built is one that training takes.
+    """
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant" and IMAGE_PLACEHOLDER in turn["content"]:
+            return f"turn {number} is an answer with {IMAGE_PLACEHOLDER} in it; pictures belong to user turns"
+    found = sum(turn["content"].count(IMAGE_PLACEHOLDER) for turn in turns)
+    if found != images:
+        return f"{found} image placeholders but {images} images; each placeholder needs one image"
+    return None
+
+
+def caption_problem(captions: dict[str, str]) -> str | None:
+    """What is wrong with captions that training would make answers of; None for nothing."""
+    for kind, text in captions.items():
+        if IMAGE_PLACEHOLDER in text:
+            return f"the {kind} caption holds {IMAGE_PLACEHOLDER}, which stands for a picture; remove it from the text"
+    return None
+
+
+def id_digest(sample_id: str) -> int:
+    """8 bytes of an id: equal ids are found by it."""
+    return xxhash.xxh64_intdigest(sample_id.encode())
+
+
 def check_sample(sample: Sample, where: str = "") -> None:
     """Raise `SampleError` with the sample's id and the reason unless the sample fits the format."""
     for check in (_check_texts, _check_images, _check_turns, _check_captions, _check_meta):
@@ -153,13 +182,7 @@ def _check_turns(sample: Sample) -> str | None:
             return f"the role {turn['role']} stands where the {expected} should speak; the two must alternate"
     if len(spoken) % 2:
         return "the last user turn has no answer; end the conversation with an assistant turn"
-    if sample.turns:
-        placeholders = sum(turn["content"].count(IMAGE_PLACEHOLDER) for turn in sample.turns)
-        if placeholders != len(sample.images):
-            return (
-                f"{placeholders} image placeholders but {len(sample.images)} images; each placeholder needs one image"
-            )
-    return None
+    return placeholder_problem(sample.turns, len(sample.images)) if sample.turns else None
 
 
 def _check_captions(sample: Sample) -> str | None:
@@ -170,7 +193,9 @@ def _check_captions(sample: Sample) -> str | None:
             return f"unknown caption {kind!r}; expected one of {', '.join(CAPTION_KINDS)}"
         if not isinstance(text, str) or not text.strip():
             return f"the {kind} caption is empty"
-    return "captions but no picture to describe" if sample.captions and not sample.images else None
+    if sample.captions and not sample.images:
+        return "captions but no picture to describe"
+    return caption_problem(sample.captions)
 
 
 def _check_meta(sample: Sample) -> str | None:

@@ -7,10 +7,10 @@ from typing import Any
 from pargo_ds.batch import IGNORE_INDEX
 from pargo_ds.config import BatchSection, DataSection
 from pargo_ds.data.conversation import encode_text, views
-from pargo_ds.data.schema import IMAGE_PLACEHOLDER, Sample, SampleError
+from pargo_ds.data.schema import Sample, SampleError
 from pargo_ds.evaluation.distributions import MOST_NAMES, Distribution, Tally
 from pargo_ds.evaluation.tables import Bars, Block, Table
-from pargo_ds.evaluation.token_pieces import answer_ends, special_ids
+from pargo_ds.evaluation.token_pieces import answer_ends
 
 SMALLEST_TRAINED_SHARE = 0.02
 
@@ -25,9 +25,7 @@ class TokenStatistics:
         self.faults, self.first_fault = Tally(), {}
         self.odd_ends, self.special_in_text = Tally(), Tally()
         self._stop_ids = set(processor.stop_token_ids)
-        names = processor.tokenizer.convert_ids_to_tokens(sorted(special_ids(processor.tokenizer)))
-        # added tokens of blanks (some code models have them) are no marks
-        self._special = [name for name in names if name.strip() and name != IMAGE_PLACEHOLDER]
+        self._special = processor.control_tokens
 
     def add(self, sample: Sample) -> None:
         """Count every conversation of a sample; one that cannot be encoded is a fault, with its reason."""
@@ -116,7 +114,7 @@ class TokenStatistics:
             )
         if self.special_in_text.total:
             shown = ", ".join(f"{token} in {count:,}" for token, count in self.special_in_text.rows(5))
-            found.append(f"special tokens of the tokenizer stand in texts, where they act as its own: {shown}")
+            found.append(f"control tokens of the tokenizer stand in texts, where they are read as plain text: {shown}")
         if self.too_long:
             fate = "the run would end with an error" if self.data.too_long == "error" else "the run leaves them out"
             found.append(f"{self.too_long:,} conversations are too long for a pack; with too_long: "

@@ -20,22 +20,33 @@ from .masks import CASCADES  # noqa: F401  (configuration_pargo needs the file: 
 
 RESIZES = ("stretch", "crop", "pad")
 PAD_GREY = 127
-PIXEL_VERSION = "torch uint8 bicubic antialias"
+PIXEL_VERSION = "torch uint8 bicubic antialias, wide grey scaled"
 """Names the code that makes the pixels, for fingerprints: a change of the pixels changes it."""
 CHANNELS = (1, 3, 4)
 DOWNLOAD_TIMEOUT_S = 30
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any PIL picture -> RGB: EXIF rotation applied, alpha laid onto white, 16-bit grey scaled."""
+    """Any PIL picture -> RGB: EXIF rotation applied, alpha laid onto white, grey of more than 8 bits scaled."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # PIL would clip 16-bit values at 255
-        return Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F" or picture.mode.startswith("I"):  # PIL would clip values at 255
+        return Image.fromarray(_scaled_grey(np.asarray(picture), picture.mode)).convert("RGB")
     if picture.has_transparency_data:
         rgba = picture.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return picture.convert("RGB")
+
+
+def _scaled_grey(numbers: np.ndarray, mode: str) -> np.ndarray:
+    """(height, width) wide grey -> uint8. White is 65535; 1 or 255 for floats that stay below; the largest value, where
+    that is above 65535, since nothing says how many of 32 bits are used."""
+    if mode != "F" and numbers.max() <= 65535:
+        return (numbers.clip(0, 65535) // 256).astype(np.uint8)
+    numbers = np.nan_to_num(numbers.astype(np.float64))
+    top = numbers.max()
+    white = next((limit for limit in ((1, 255) if mode == "F" else ()) if top <= limit), max(top, 65535))
+    return (numbers.clip(0) / white * 65535 // 256).astype(np.uint8)
 
 
 def to_pixels(picture: Image.Image | torch.Tensor) -> torch.Tensor:

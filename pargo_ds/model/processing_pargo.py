@@ -24,6 +24,7 @@ from .call_options import CALL_OPTIONS, gather_options, make_batch
 from .configuration_pargo import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from .conversations import Turn, as_text, checked_turns, image_sources
 from .image_processing_pargo import ParGoImageProcessor
+from .literals import Encoder, Spans, guard, restore
 from .masks import CASCADES  # noqa: F401  (configuration_pargo needs the file: see modeling_pargo)
 from .pictures import PIXEL_VERSION, match_pictures
 from .prompts import (
@@ -37,6 +38,7 @@ from .prompts import (
     lay_out,
     marker_of,
     require_found,
+    special_tokens,
     wants_parts,
 )
 from .tokenising import expanded, ids_and_places
@@ -162,7 +164,8 @@ class ParGoProcessor(ProcessorMixin):
 
         Labels are the ids of answers and the token that ends their turn, IGNORE_INDEX elsewhere. `<image>` becomes a
         run of `visual_tokens` image tokens. The ids are those of the rendered text as a whole, and the ids before an
-        answer are exactly those that generation starts from.
+        answer are exactly those that generation starts from. A control token in the text of a turn is a word, and gets
+        the ids of one.
 
         Example, 2 visual tokens: "<image>what?" "a cat" -> ids [.. I I what ? .. a cat END], labels [-100 .. a cat END]
 
@@ -171,18 +174,22 @@ class ParGoProcessor(ProcessorMixin):
                 leaves answers without an end; the message names the turn.
         """
         rendered = self._layout(turns, add_generation_prompt, template_kwargs)
-        ids, trained = self._marked(rendered.text, rendered.answers)
+        ids, trained = self._marked(rendered, rendered.answers)
         labels = [token if answer else IGNORE_INDEX for token, answer in zip(ids, trained, strict=True)]
         return self._expand(ids), self._expand(ids, labels)
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False, **template_kwargs: Any) -> str:
-        """Turns -> prompt text, pictures still written `<image>`. Raises ValueError as `encode_conversation`."""
+        """Turns -> prompt text, pictures still written `<image>`. Raises ValueError as `encode_conversation`.
+
+        The text says no more which control tokens are words: who tokenises it takes them all for the tokens.
+        """
         return self._layout(turns, add_generation_prompt, template_kwargs).text
 
     def _layout(self, turns: Sequence[Turn], add_generation_prompt: bool, options: Mapping[str, Any]) -> Rendered:
         prompt = self._prompt(None, options)
-        turns = self._with_system_prompt(checked_turns(turns))
-        return lay_out(prompt, self._habits(prompt, options), turns, add_generation_prompt)
+        habits = self._habits(prompt, options)
+        turns, stand_ins = guard(self._with_system_prompt(checked_turns(turns)), habits.control)
+        return restore(lay_out(prompt, habits, turns, add_generation_prompt), stand_ins)
 
     def _with_system_prompt(self, turns: list[Turn]) -> list[Turn]:
         if self.system_prompt is None or turns[0]["role"] == "system":
@@ -218,22 +225,47 @@ class ParGoProcessor(ProcessorMixin):
 
     # Ids
 
+    @property
+    def control_tokens(self) -> tuple[str, ...]:
+        """The tokens that end turns, begin them or have another role; in the text of a turn they are words.
+
+        Raises ValueError as `stop_token_ids`.
+        """
+        return self._habits(self._prompt()).control
+
     def _tokenise(self, text: str) -> list[int]:
         """Text -> ids, each `<image>` a run of image tokens."""
-        return self._expand(self._marked(text, ())[0])
+        return self._expand(self._marked(Rendered(text, (), ()), ())[0])
 
-    def _marked(self, text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[bool]]:
+    def _marked(self, rendered: Rendered, spans: Spans) -> tuple[list[int], list[bool]]:
         """Ids, pictures still one token each, and which of them lie in spans of characters."""
         key = _key("marker", self.prompt, self.chat_template)
         if key not in self._learnt:
             self._learnt[key] = marker_of(self._prompt())
+        control = self._control() if rendered.literals else ()
         ids, places = ids_and_places(
-            self.tokenizer, text, self._learnt[key], [place for span in spans for place in span]
+            self._encoder(control),
+            rendered.text,
+            self._learnt[key],
+            [place for span in spans for place in span],
+            rendered.literals,
         )
         marked = [False] * len(ids)
         for start, end in spans:
             marked[places[start] : places[end]] = [True] * (places[end] - places[start])
         return ids, marked
+
+    def _control(self) -> tuple[str, ...]:
+        try:
+            return self.control_tokens
+        except ValueError:  # the own template is no good, but another one is used for this call
+            return tuple(sorted(special_tokens(self.tokenizer)))
+
+    def _encoder(self, control: tuple[str, ...]) -> Encoder:
+        key = _key("encoder", control)
+        if key not in self._learnt:
+            self._learnt[key] = Encoder(self.tokenizer, control)
+        return self._learnt[key]
 
     def _expand(self, ids: list[int], values: list[int] | None = None) -> list[int]:
         return expanded(ids, ids if values is None else values, self.image_token_id, self.visual_tokens)
@@ -304,11 +336,11 @@ class ParGoProcessor(ProcessorMixin):
             for turns in conversations
         ]
         if not tokenize:
-            texts = [text for text, _ in rendered]
+            texts = [whole.text for whole, _ in rendered]
             return texts[0] if single else texts
         pictures = image_sources(conversations, images)
         pictures = match_pictures(pictures, [self.num_images(turns) for turns in conversations])
-        marked = [self._marked(text, spans) for text, spans in rendered]
+        marked = [self._marked(whole, spans) for whole, spans in rendered]
         rows = [self._expand(ids) for ids, _ in marked]
         masks = [self._expand(ids, [int(value) for value in mask]) for ids, mask in marked]
         extra = {"assistant_masks": masks} if return_assistant_tokens_mask else {}
@@ -318,23 +350,26 @@ class ParGoProcessor(ProcessorMixin):
 
     def _face(
         self, turns: Sequence[Turn], template: str | None, options: dict[str, Any], add_prompt: bool, go_on: bool
-    ) -> tuple[str, Sequence[tuple[int, int]]]:
-        """(text of one conversation, where its answers lie)."""
+    ) -> tuple[Rendered, Spans]:
+        """(one conversation as text, where its answers lie)."""
         if template is not None:
             prompt = self._prompt(template, options)
             checked = self._with_system_prompt(checked_turns(turns))
+            checked, stand_ins = guard(checked, special_tokens(self.tokenizer))
             text = prompt.render(checked, add_prompt)
             require_found(prompt.name, checked, range(len(checked)), text)
             if go_on:
                 end = text.rindex(checked[-1]["content"].strip()) + len(checked[-1]["content"].strip())
-                return text[:end], ()
-            return text, prompt.generation_spans(checked)
+                return restore(Rendered(text[:end], (), ()), stand_ins), ()
+            whole = restore(Rendered(text, tuple(prompt.generation_spans(checked)), ()), stand_ins)
+            return whole, whole.answers
         rendered = self._layout(turns, add_prompt, options)
         if not go_on:
-            return rendered.text, rendered.answers
+            return rendered, rendered.answers
         if turns[-1]["role"] != "assistant":
             raise ValueError("continue_final_message: the last turn is no answer of the assistant's")
-        return rendered.text[: rendered.contents[-1][1]], ()
+        end = rendered.contents[-1][1]
+        return Rendered(rendered.text[:end], (), (), tuple(span for span in rendered.literals if span[1] <= end)), ()
 
     def _batch(
         self, rows: list[list[int]], extra: dict[str, list[list[int]]], pictures: list[Any], given: Mapping[str, Any]

@@ -15,13 +15,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from .configuration_pargo import IMAGE_PLACEHOLDER
 from .conversations import Turn
 
-PROMPT_VERSION = "one text, cut where a token would reach into an answer"
+PROMPT_VERSION = "one text, cut where a token would reach into an answer; control tokens in texts are words"
 """Names the code that makes ids of turns, for fingerprints: a change of the ids changes it."""
 
 PAPER_SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""How tokenizers of Llama 2's kind name the bytes of letters that they do not know."""
 # Words that no template writes by itself.
 QUESTION, ANSWER, LATER = "Wherefore zyx one", "Thus zyx two", "Whereto zyx three"
 
@@ -121,6 +123,10 @@ class Habits:
     """Control tokens that follow an answer: within a conversation, and at its end."""
     appended: str
     """What must be added after a last answer, where the template leaves the turn open."""
+    control: tuple[str, ...] = ()
+    """The tokens that texts may hold as mere words: those with a role, and those that this prompt puts between turns.
+
+    Others that were added to the vocabulary, such as <think>, are part of what a model says."""
 
 
 def marker_of(prompt: PaperPrompt | ChatTemplate) -> str:
@@ -146,18 +152,24 @@ def habits_of(prompt: PaperPrompt | ChatTemplate, tokenizer: PreTrainedTokenizer
     asked = _start_of(prompt, once, answered, 1)
     for text, role, words in ((asked, "user", QUESTION), (once, "assistant", ANSWER)):
         if words not in text:
-            raise ValueError(f"{prompt.name} leaves out the {role} turn: {text[:200]!r}. Use another chat_template")
+            raise ValueError(
+                f"{prompt.name} leaves out the {role} turn: {text[:200]!r}. Use another chat_template "
+                "(llm.chat_template in a run file)"
+            )
     tokens = control_tokens(tokenizer)
     _check_generation_prompt(prompt, asked, once, tokens)
     at_the_end = _end_after(once, tokens)
     try:
-        within = _end_after(prompt.render([*answered, _turn("user", LATER)], True), tokens)
+        again = prompt.render([*answered, _turn("user", LATER)], True)
+        within = _end_after(again, tokens)
     except ValueError:  # a template for one question; more of them get its own message
-        within = ""
+        within = again = ""
     ends = tuple(dict.fromkeys(end.strip() for end in (within, at_the_end) if end))
     if not ends:
         raise ValueError(_no_end_message(prompt.name, 1))
-    return Habits(marker_of(prompt), ends, "" if at_the_end else within)
+    control = {token for token in tokens if token in ends or token in asked or token in again}
+    control = tuple(sorted(control | special_tokens(tokenizer)))
+    return Habits(marker_of(prompt), ends, "" if at_the_end else within, control)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -168,6 +180,13 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
     return {token for token in tokens if token.strip() and token != IMAGE_PLACEHOLDER}
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """The control tokens that the tokenizer itself calls special."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special |= {str(token) for token in tokenizer.all_special_tokens}
+    return {token for token in control_tokens(tokenizer) & special if BYTE.fullmatch(token) is None}
+
+
 @dataclass(frozen=True)
 class Rendered:
     """A conversation as text. `answers`: where each answer begins, and where the token that ends it has passed."""
@@ -176,6 +195,8 @@ class Rendered:
     answers: tuple[tuple[int, int], ...]
     contents: tuple[tuple[int, int], ...]
     """The same without what a template writes before an answer's own text, and without its end."""
+    literals: tuple[tuple[int, int], ...] = ()
+    """Where control tokens are mere words: somebody wrote them into a turn."""
 
 
 def lay_out(
@@ -252,7 +273,8 @@ def _start_of(prompt: PaperPrompt | ChatTemplate, text: str, turns: Sequence[Tur
             f"{prompt.name} renders turn {turn} so that it does not start with its own generation prompt: answers "
             f"cannot be found in it. Expected a start ending in {start[-60:]!r}, got "
             f"{text[max(len(start) - 60, 0) :][:80]!r}. "
-            "Use another chat_template (one that keeps earlier turns unchanged), or prompt 'paper'"
+            "Use another chat_template (llm.chat_template in a run file) that keeps earlier turns as they are, or "
+            "prompt 'paper'"
         )
     return start
 
@@ -277,7 +299,7 @@ def _end_after(text: str, tokens: set[str]) -> str:
 def _lost_message(name: str, turn: int, role: str, piece: str, text: str) -> str:
     return (
         f"{name} leaves out or changes turn {turn} ({role}): {piece[:80]!r} is not in its part of the text, "
-        f"{text[-200:]!r}. Use another chat_template, or prompt 'paper'"
+        f"{text[-200:]!r}. Use another chat_template (llm.chat_template in a run file), or prompt 'paper'"
     )
 
 
@@ -285,7 +307,7 @@ def _count_message(name: str, turns: Sequence[Turn], text: str) -> str:
     wanted = [turn["content"].count(IMAGE_PLACEHOLDER) for turn in turns]
     return (
         f"{name} writes {text.count(IMAGE_PLACEHOLDER)} {IMAGE_PLACEHOLDER}, but the turns have {wanted}: it loses or "
-        "repeats turns. Use another chat_template, or prompt 'paper'"
+        "repeats turns. Use another chat_template (llm.chat_template in a run file), or prompt 'paper'"
     )
 
 

@@ -4,25 +4,29 @@ import re
 from collections.abc import Sequence
 from itertools import pairwise
 
-from transformers import PreTrainedTokenizerBase
+from .literals import Encoder, Spans
 
 
 def ids_and_places(
-    tokenizer: PreTrainedTokenizerBase, text: str, marker: str, places: Sequence[int] = ()
+    encode: Encoder, text: str, marker: str, places: Sequence[int] = (), literals: Spans = ()
 ) -> tuple[list[int], dict[int, int]]:
     """(ids of the text, place -> number of the first token from there on).
 
     The text is tokenised as a whole. Only where a token would reach across one of the places, or across the end of
     `marker`, where answers begin, the text is cut there: generation starts with the tokens before that place, so
     training must have seen them too. Hence the ids of a text's beginning, up to such a place, are the beginning of its
-    ids, whoever asks for them.
+    ids, whoever asks for them. In `literals` control tokens are words, and so is a marker that holds one.
 
     Example, a token " a": marker "A:", text "A: a" -> one piece, [A:] [ a]; marker "A: " -> two, [A:] [ ] and [a].
     """
-    ends = [found.end() for found in re.finditer(re.escape(marker), text)] if marker else []
+    marks = re.finditer(re.escape(marker), text) if marker else ()
+    ends = [
+        mark.end() for mark in marks if not any(start < mark.end() and mark.start() < end for start, end in literals)
+    ]
     wanted = sorted({*ends, *places})
     # A beginning must be tokenised by itself: tokenizers' offsets may leave out the blanks around a word.
-    whole, *heads = tokenizer([text, *(text[:place] for place in wanted)], add_special_tokens=False)["input_ids"]
+    beginnings = [(text[:place], [span for span in literals if span[1] <= place]) for place in wanted]
+    whole, *heads = encode([(text, literals), *beginnings])
     cuts = [place for place, head in zip(wanted, heads, strict=True) if whole[: len(head)] != head]
     if not cuts:
         return whole, {place: len(head) for place, head in zip(wanted, heads, strict=True)}
@@ -30,7 +34,8 @@ def ids_and_places(
     found: dict[int, int] = {}
     for start, end in pairwise([0, *cuts, len(text)]):
         inside = [place - start for place in places if start <= place <= end]
-        piece, of_piece = ids_and_places(tokenizer, text[start:end], marker, inside)
+        words = [(one - start, other - start) for one, other in literals if start <= one and other <= end]
+        piece, of_piece = ids_and_places(encode, text[start:end], marker, inside, words)
         found |= {start + place: len(ids) + number for place, number in of_piece.items()}
         ids += piece
     return ids, found

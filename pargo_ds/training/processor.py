@@ -11,6 +11,7 @@ from pargo_ds.checkpoint.folder_hashes import check_hashes
 from pargo_ds.config import ConfigError, RunConfig
 from pargo_ds.model import ParGoProcessor
 from pargo_ds.training.descriptions import describing, llm_config
+from pargo_ds.training.templates import run_template
 
 TRIED = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A hat."}]
 """A conversation that every prompt must take."""
@@ -23,7 +24,9 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
         distributed.together(lambda: distributed.is_main() and check_hashes(folder, weights=False))
         try:
             with describing(f"start_from: the processor of {folder}"):
-                return ParGoProcessor.from_pretrained(run.start_from)
+                processor = ParGoProcessor.from_pretrained(run.start_from)
+                processor.chat_template = run_template(run.llm, processor.chat_template)
+                return processor
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -42,6 +45,7 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
             resize=run.vision.resize,
             prompt=run.llm.prompt,
             system_prompt=run.llm.system_prompt,
+            chat_template=run_template(run.llm, tokenizer.chat_template),
         )
 
 

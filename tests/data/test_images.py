@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pargo_ds.data.images import FORMATS, read_fast, read_picture
+from pargo_ds.data.sources.pictures import prepared
+from pargo_ds.model.pictures import to_rgb
 
 
 def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
@@ -51,6 +53,43 @@ def test_every_mode_becomes_three_channels(processor: Any, mode: str) -> None:
     picture = Image.new("I;16", (9, 9), 40_000) if mode == "I;16" else GRADIENT.convert(mode)
     pixels = processor.pixels(read_picture(encoded(picture, "TIFF" if mode == "CMYK" else "PNG")))
     assert pixels.shape == (3, processor.image_size, processor.image_size)
+
+
+WIDE = {  # mode -> the same slope of grey from black to white, and that of the smallest and largest 8-bit values
+    "I;16": np.linspace(0, 65535, 64 * 48, dtype=np.uint16),
+    "I;16B": np.linspace(0, 65535, 64 * 48, dtype=np.dtype(">u2")),
+    "I": np.linspace(0, 2**31 - 1, 64 * 48).astype(np.int32),
+    "F": np.linspace(0, 1, 64 * 48, dtype=np.float32),
+    "F, to 255": np.linspace(0, 255, 64 * 48, dtype=np.float32),
+    "F, with NaN": np.where(np.arange(64 * 48) == 5, np.nan, np.linspace(0, 3e5, 64 * 48)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("mode", WIDE)
+def test_wide_grey_is_the_same_picture_whole_and_smaller(processor: Any, mode: str) -> None:
+    slope = np.linspace(0, 255, 64 * 48).reshape(48, 64)
+    data = encoded(Image.fromarray(WIDE[mode].reshape(48, 64)), "TIFF")
+    assert read_picture(data).mode == mode.partition(",")[0]
+    whole = to_rgb(read_picture(data))
+    smaller = to_rgb(read_picture(prepared(data, 0, 32)))
+    assert (whole.size, smaller.size) == ((64, 48), (32, 24))
+    assert np.abs(np.asarray(whole)[..., 0] - slope).max() <= (6 if "NaN" in mode else 1)
+    expected = Image.fromarray(slope.astype(np.float32)).resize((32, 24), Image.Resampling.LANCZOS)
+    inner = np.s_[1:-1, 1:-1]  # where the slope's ends do not swing over
+    assert np.abs(np.asarray(smaller)[..., 0] - np.asarray(expected))[inner].max() <= 2
+
+
+def test_a_png_with_a_large_profile_is_read_and_a_larger_one_told_truly() -> None:
+    profile = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
+    assert read_picture(encoded(GRADIENT, "PNG", icc_profile=profile)).size == (30, 20)
+    with pytest.raises(ValueError, match="colour profile or texts of more than 16,777,216 bytes; save it without"):
+        read_picture(encoded(GRADIENT, "PNG", icc_profile=b"\0" * 17_000_000))
+
+
+def test_a_mode_that_training_could_not_read_is_told_when_the_file_is() -> None:
+    for read in (read_picture, read_fast):
+        with pytest.raises(ValueError, match="has the colour mode LAB, of which no RGB can be made"):
+            read(encoded(Image.new("LAB", (8, 8)), "TIFF"))
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -156,6 +156,22 @@ def test_folder_without_index_is_refused(turns_data: DataSection, processor: Any
         load_lengths(open_folder(tmp_path), turns_data, processor, tmp_path)
 
 
+def test_refused_samples_are_an_error_that_names_the_first_or_a_count(
+    shard_folder: Path, turns_data: DataSection, processor: Any, tmp_path: Path
+) -> None:
+    folder = open_folder(shard_folder)
+    texts = turns_data.model_copy(update={"text": "captions", "caption": "coarse"})
+    with pytest.raises(
+        ValueError, match=r"sample 00002 .*no coarse caption.* data\.refused: skip leaves such samples out"
+    ):
+        load_lengths(folder, texts, processor, tmp_path)
+    found = load_lengths(folder, texts.model_copy(update={"refused": "skip"}), processor, tmp_path)
+    pictured = [number for number in range(67) if number % 5 != 2]
+    assert found.refused == 67 - len(pictured)
+    assert found.conversations(np.arange(len(found)))[0].tolist() == pictured
+    assert load_lengths(folder, turns_data.model_copy(update={"refused": "skip"}), processor, tmp_path).refused == 0
+
+
 def test_too_long_is_an_error_that_names_samples_or_a_count(
     shard_folder: Path, turns_data: DataSection, processor: Any, tmp_path: Path
 ) -> None:

@@ -183,6 +183,7 @@ def test_400_mutated_llava_entries(room: Path) -> None:
 
 def test_200_mutated_coco_entries(room: Path) -> None:
     rng = random.Random(2)
+    refused = 0
     for number in range(10):
         images = [{"id": n, "file_name": f"{n % PICTURES}.png"} for n in range(20)]
         annotations = [{"image_id": n, "caption": f"Caption {n}."} for n in range(20)]
@@ -191,8 +192,12 @@ def test_200_mutated_coco_entries(room: Path) -> None:
         files = write(room, "a.json", json.dumps({"images": images, "annotations": annotations}).encode())
         options = {"pictures": str(room / "pictures"), "captions": ("first", "all")[number % 2]}
         merged, rejects = run(lambda files=files, options=options: Coco(files=files, **options), room)
+        if merged is None:  # an id that another picture has
+            refused += 1
+            continue
         assert merged.samples >= 2
         assert rejects
+    assert refused < 4
 
 
 def test_200_mutated_tar_members(room: Path) -> None:

@@ -73,3 +73,48 @@ def test_faults_are_rejects_and_nothing_else_changes(pictures: Path) -> None:
 def test_other_documents_are_refused(pictures: Path, content: object) -> None:
     with pytest.raises(SourceError, match=r"captions\.json is no COCO caption file"):
         read(pictures, content)
+
+
+def test_two_pictures_of_one_id_are_an_error_that_names_both(pictures: Path) -> None:
+    content = document()
+    content["images"][4]["id"] = 98.0  # what pandas makes of 98
+    with pytest.raises(
+        SourceError, match=r"images 3 \(000000000002.png\) and 5 \(000000000004.png\) both have the id 98"
+    ):
+        read(pictures, content)
+    content = document()
+    content["images"].append(dict(content["images"][2]))
+    assert [outcome.id for outcome in read(pictures, content)] == ["100", "99", "98", "97", "96", "95", "98"]
+
+
+def test_ids_join_as_numbers_and_as_text(pictures: Path) -> None:
+    content = document()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    assert all(outcome.sample is not None for outcome in read(pictures, content))
+
+
+def karpathy(splits: tuple[str, ...]) -> dict:
+    images = [
+        {"filepath": "train", "filename": f"{number:012}.png", "cocoid": 7 + number, "split": split, "imgid": number,
+         "sentences": [{"raw": f"Caption {again} of {number}.", "tokens": ["x"]} for again in range(2)]}
+        for number, split in enumerate(splits)
+    ]  # fmt: skip
+    return {"images": images, "dataset": "coco"}
+
+
+def test_karpathys_files_are_read_by_split(pictures: Path) -> None:
+    content = karpathy(("train", "test", "restval", "val"))
+    folder = pictures.parent / "above"
+    folder.mkdir()
+    pictures.rename(folder / "train")
+    found = read(folder, content, splits=("train", "restval"), captions="all")
+    assert [outcome.id for outcome in found] == ["7", "7-2", "9", "9-2"]
+    assert [outcome.sample.captions["coarse"] for outcome in found][2:] == ["Caption 0 of 2.", "Caption 1 of 2."]
+    with pytest.raises(SourceError, match=r"several splits \(restval: 1, test: 1, train: 1, val: 1\).*--splits"):
+        read(folder, content)
+    with pytest.raises(SourceError, match="has no split trian; it has"):
+        read(folder, content, splits=("trian",))
+    assert len(read(folder, karpathy(("train",) * 3))) == 3
+    with pytest.raises(SourceError, match="leave out --splits"):
+        read(folder, document(), splits=("train",))

@@ -69,7 +69,7 @@ def test_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path) -> None:
         member("a.b/02.jpg", red),
         member("a.b/02.caption", b"One."),
     ]
-    one, two = read(write(tmp_path / "t.tar", members))
+    one, two = read(write(tmp_path / "t.tar", members), image_parts=("left", "right"))
     assert (one.id, one.sample.images) == ("a.b/01", [red, blue])
     assert one.sample.captions == {"coarse": "Two.", "detailed": "Two squares."}
     assert (two.id, two.sample.captions) == ("a.b/02", {"coarse": "One."})
@@ -93,7 +93,6 @@ def test_json_may_hold_a_conversation_and_an_id(tmp_path: Path) -> None:
         (member("/abs/b.png", b"x"), "path leaves its folder"),
         (member("a/../../b.png", b"x"), "path leaves its folder"),
         (member("noending", b"x"), "tar member refused"),
-        (member("._b.png", b"x"), "tar member refused"),
         (member("__meta__.json", b"{}"), "tar member refused"),
         (member("b.png", b"no picture"), "picture broken"),
         (member("b.txt", b"only text"), "picture missing"),
@@ -111,6 +110,46 @@ def test_unusable_member_is_a_reject_and_the_rest_is_read(tmp_path: Path, bad, k
     assert reject.where == {"file": str(tmp_path / "t.tar"), "member": bad[0].name}
     assert [outcome.id for outcome in found if outcome.sample] == ["00000", "00001"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.tar"]
+
+
+def test_hidden_members_are_nobodys_data(tmp_path: Path) -> None:
+    red, text = pair(0)
+    hidden = [member(name, b"\0\5\x16\7") for name in ("d/._00000.png", "d/.DS_Store", "._00000.txt", "d/.x/.y.json")]
+    for name in ("d/00000", "./d/00000", "00000"):
+        renamed = [member(f"{name}.png", red[1]), hidden[1], hidden[0], member(f"{name}.txt", text[1])]
+        (found,) = read(write(tmp_path / "t.tar", [hidden[2], *renamed, hidden[3]]))
+        assert (found.sample.images, found.sample.captions) == ([red[1]], {"coarse": "Number 0, größer."})
+
+
+def test_a_mask_is_no_picture_unless_it_is_asked_for(tmp_path: Path) -> None:
+    picture, mask = draw("red", 0), draw("blue", 1)
+    members = [member("1.mask.png", mask), member("1.png", picture), member("1.txt", b"A."), member("1.cls", b"7")]
+    write(tmp_path / "t.tar", members)
+    (found,) = read(tmp_path / "t.tar")
+    assert found.sample.images == [picture]
+    assert found.sample.meta == {"changed": ["members not read: .cls", "members not read: .mask.png"]}
+    (found,) = read(tmp_path / "t.tar", image_parts=("mask",))
+    assert found.sample.images == [mask, picture]
+    (found,) = read(write(tmp_path / "t.tar", [members[0], members[2]]))
+    assert (found.kind, "--image-parts mask reads these" in found.reason) == ("picture missing", True)
+
+
+@pytest.mark.parametrize("names", [("cat.txt", "cat.1.txt"), ("cat.txt", "cat.caption"), ("cat.en.txt",)])
+def test_a_second_text_is_not_lost_without_a_reject(tmp_path: Path, names: tuple[str, ...]) -> None:
+    members = [member("cat.png", draw("red", 0)), *(member(name, name.encode()) for name in names)]
+    (found,) = read(write(tmp_path / "t.tar", members))
+    assert found.kind == "does not fit"
+    assert all(f".{name.partition('.')[2]}" in found.reason for name in names)
+
+
+def test_a_json_member_may_hold_any_conversation_that_json_files_may(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Red."}]
+    for fields, kind in (({"messages": messages}, ""), ({"messages": messages, "audio": "a.wav"}, "audio"),
+                         ({"texts": [{"user": "What?", "assistant": "Red."}]}, "")):  # fmt: skip
+        data = json.dumps(fields).encode()
+        (found,) = read(write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", data)]))
+        assert found.kind == kind
+        assert kind or [turn["content"] for turn in found.sample.turns] == ["<image>\nWhat?", "Red."]
 
 
 def test_two_members_of_one_name_are_a_reject(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("command", ["llava", "webdataset", "coco", "table", "scenes", "merge", "lengths"])
+@pytest.mark.parametrize("command", ["llava", "mixture", "webdataset", "coco", "table", "scenes", "merge", "lengths"])
 def test_each_command_explains_itself(main, command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -117,6 +117,24 @@ def test_wrong_options_are_explained(main, room: Path, change: list[str], capsys
         main(llava(room, "out", *change))
     assert ended.value.code == 2
     assert "expected" in capsys.readouterr().err
+
+
+def test_a_mixture_is_built_by_one_command_that_prints_its_streams(
+    main, room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = str(next(path for path in room.iterdir() if path.suffix in (".json", ".jsonl")))
+    meta = {
+        name: {"root": str(room / "pictures"), "annotation": entries, "repeat_time": n}
+        for n, name in enumerate("ab", 1)
+    }
+    (room / "meta.json").write_text(json.dumps(meta))
+    options = ["--workers", "1", "--held-out", "10"]
+    assert main(["mixture", str(room / "mix"), str(room / "meta.json"), *options]) == 0
+    streams = yaml.safe_load(capsys.readouterr().out.partition("data:\n")[2])["train"]
+    assert streams == [
+        {"path": f"{room}/mix/a/train", "text": "turns"}, {"path": f"{room}/mix/b/train", "text": "turns", "repeat": 2}
+    ]  # fmt: skip
+    assert [len(list(read_samples(Path(stream["path"])))) for stream in streams] == [48, 48]
 
 
 @pytest.fixture

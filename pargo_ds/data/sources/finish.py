@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pargo_ds.data.schema import Sample, SampleError, check_sample
+from pargo_ds.data.schema import Sample, SampleError, caption_problem, check_sample, placeholder_problem
 from pargo_ds.data.sources.pictures import prepared
 from pargo_ds.data.sources.rejects import Reject, shortened
 
@@ -38,6 +38,10 @@ class Finish:
             raise Reject("too large", f"its pictures have {size:,} bytes; expected at most {MAX_BYTES:,}")
         if not sample.turns and not sample.captions:
             raise Reject("text empty", "it has neither conversation nor caption")
+        problem = placeholder_problem(sample.turns, len(images)) if sample.turns else None
+        problem = problem or caption_problem(sample.captions)
+        if problem is not None:
+            raise Reject("placeholders", problem)
         finished = dataclasses.replace(sample, images=images, source=self.source, license=self.license)
         try:
             check_sample(finished)

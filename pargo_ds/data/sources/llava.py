@@ -1,4 +1,4 @@
-"""LLaVA's conversation files: [{id, image, conversations}] as a JSON array or as JSON lines, with a picture folder."""
+"""Conversation files: LLaVA's [{id, image, conversations}] and its relatives, as a JSON array or as JSON lines."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from pargo_ds.data.schema import Sample
-from pargo_ds.data.sources.conversations import turns_of
-from pargo_ds.data.sources.json_files import line_chunks, line_entries, load_json
-from pargo_ds.data.sources.pictures import check_count, read_file
+from pargo_ds.data.sources.conversations import dialogue_of
+from pargo_ds.data.sources.json_files import holds_lines, line_chunks, line_entries, load_json
+from pargo_ds.data.sources.pictures import read_item
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
-from pargo_ds.data.sources.source import Chunk, Source, Where, text_id
-
-LINES = (".jsonl", ".ndjson")
+from pargo_ds.data.sources.source import Chunk, Source, Where, file_stem, text_id
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llava(Source):
-    """Entries with `image` (a path below `pictures`, or a list of them; none: text only) and `conversations`."""
+    """Entries with pictures (paths below `pictures`; none: text only) and a conversation, in any of the formats that
+    `conversations.dialogue_of` reads."""
 
     pictures: str | None = None
     follow_links: bool = False
@@ -31,14 +30,15 @@ class Llava(Source):
 
     def chunks(self) -> Iterator[Chunk]:
         for path in self.files:
-            if Path(path).suffix.lower() in LINES:
+            if holds_lines(path):
                 yield from line_chunks(path, self.chunk_inputs)
                 continue
             entries = load_json(path)
             if not isinstance(entries, list):
+                keys = f"; its keys are {shortened(', '.join(entries))}" if isinstance(entries, dict) else ""
                 raise SourceError(
-                    f"{path}: the JSON holds {shortened(type(entries).__name__)}, expected an array of entries; "
-                    "name files with one entry a line .jsonl"
+                    f"{path}: the JSON holds {type(entries).__name__}, expected an array of entries, or one entry a "
+                    f"line{keys}"
                 )
             size = Path(path).stat().st_size
             for start in range(0, len(entries), self.chunk_inputs):
@@ -57,24 +57,9 @@ class Llava(Source):
         if not isinstance(entry, dict):
             raise Reject("does not fit", f"it is {shortened(entry)}; expected an object {{id, image, conversations}}")
         number = where.get("entry", where.get("line"))
-        return text_id(entry.get("id"), f"{Path(where['file']).stem}-{number:08d}")
+        return text_id(entry.get("id"), f"{file_stem(where['file'])}-{number:08d}")
 
     def sample(self, entry: Any, sample_id: str) -> Sample:
-        if entry.get("video"):
-            raise Reject("video", "it has a video; only pictures are read")
-        names = picture_names(entry.get("image"))
-        check_count(len(names))
-        turns = turns_of(entry.get("conversations"), len(names))
-        if names and self.pictures is None:
-            raise Reject("picture missing", f"it names {shortened(names[0])}, but no --pictures folder was given")
-        images = [read_file(self.pictures or "", name, self.follow_links) for name in names]
-        return Sample(id=sample_id, images=images, turns=turns)
-
-
-def picture_names(value: Any) -> list[Any]:
-    """The `image` of an entry as a list; nothing, an empty text or an empty list: no picture."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, (str, list)):
-        return value if isinstance(value, list) else [value]
-    raise Reject("picture missing", f"image is {shortened(value)}; expected a path or a list of paths")
+        dialogue = dialogue_of(entry)
+        images = [read_item(item, self.pictures, self.follow_links) for item in dialogue.images]
+        return Sample(id=sample_id, images=images, turns=dialogue.turns, meta=dialogue.meta)

@@ -9,6 +9,7 @@ from typing import Any
 
 from pargo_ds.data.schema import CAPTION_KINDS
 from pargo_ds.data.shards import COMPRESSIONS, SHARD_BYTES
+from pargo_ds.data.sources.arrow import table_files
 from pargo_ds.data.sources.coco import Coco
 from pargo_ds.data.sources.fetch import FetchLimits
 from pargo_ds.data.sources.llava import Llava
@@ -17,16 +18,19 @@ from pargo_ds.data.sources.tables import Table
 from pargo_ds.data.sources.webdataset import WebDataset, tar_files
 
 LLAVA = """\
-Entries: {"id", "image": PATH or [PATH, ...], "conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]},
-as a JSON array or one a line (.jsonl). <image> stays where it is; without any, one for each picture goes in front of
-the first human turn. Entries without "image" are text only.
+Entries {"id", "image", "conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]} and their relatives:
+OpenAI's and ms-swift's messages and images, LLaMA-Factory's images, ShareGPT's roles, MiniCPM's role and content, the
+Cauldron's texts, Qwen-VL's <img>PATH</img> (docs/data.md has the table). A JSON array or one entry a line, also .gz.
+<image> stays where it is; without any, one for each picture goes in front of the first human turn. A leading answer
+and an unanswered last question are left out and counted. Entries without a picture are text only.
 
 example:
   python tools/build_shards.py llava data/llava blip_laion_cc_sbu_558k.json --pictures images
 """
 WEBDATASET = """\
 Members that share their name up to the first dot are one sample: pictures by extension, .txt or .caption the caption,
-.json fields (caption, coarse, detailed, conversations, id). Links, devices and paths that leave the tar are refused.
+.json fields (caption, coarse, detailed, a conversation, id). Links, devices and paths that leave the tar are refused.
+Members whose name begins with a dot are skipped. 000017.mask.png is a picture only with --image-parts mask.
 Each tar is built by one process; names are folders (all .tar and .tar.gz below), patterns or files.
 
 example:
@@ -35,18 +39,32 @@ example:
 COCO = """\
 --captions first: one sample a picture with its first caption; the others are kept in meta.other_captions.
 --captions all: one sample a caption (ids ID, ID-2, ...); the picture is stored with each of them.
+Karpathy's files (dataset_coco.json, dataset_flickr30k.json) are read too; --splits says which of their splits.
 
-example:
+examples:
   python tools/build_shards.py coco data/coco captions_train2017.json --pictures train2017 --captions all
+  python tools/build_shards.py coco data/flickr dataset_flickr30k.json --pictures flickr30k-images --splits train
 """
 TABLE = """\
-CSV, TSV (first line: names of the columns, or give --columns) and Parquet (pip install pyarrow).
+CSV, TSV (first line: names of the columns, or give --columns; .gz too), Parquet and Arrow (pip install pyarrow), and
+folders that Hugging Face's save_to_disk wrote. A line of a TSV is a row, quotes are text (or --tsv-quotes).
 --images-are path: below --pictures. bytes: the file itself (in a CSV as base64; Hugging Face's {bytes, path} too).
 url: downloaded with --fetch, from public addresses only, within limits; servers that forbid use for AI are heeded.
 
 examples:
   python tools/build_shards.py table data/t t.csv --image-column file --pictures images --caption-column caption
   python tools/build_shards.py table data/t part-*.parquet --image-column image --images-are bytes --caption-column text
+  python tools/build_shards.py table data/ai2d the_cauldron/ai2d --image-column images --images-are bytes \\
+      --conversations-column texts
+"""
+MIXTURE = """\
+Reads InternVL's meta JSON {name: {root, annotation, repeat_time}} and LLaVA-NeXT's YAML {datasets: [{json_path,
+sampling_strategy}]}. Each data set becomes a folder OUT/NAME, built as the command llava does; then the lines for
+data.train of a run file are printed, with repeat from repeat_time or random:P%.
+
+examples:
+  python tools/build_shards.py mixture data/internvl meta.json
+  python tools/build_shards.py mixture data/onevision si.yaml --pictures images --held-out 0.001
 """
 FORM = argparse.RawDescriptionHelpFormatter
 
@@ -78,7 +96,7 @@ def _add_source(commands: Any, name: str, about: str, more: str, make: Callable[
     )
     group.add_argument(
         "--held-out", type=_share_or_number, metavar="FRACTION|N",
-        help="split by a hash of the id into OUT/train and OUT/held_out (a fraction stays the same when data is added)",
+        help="split by picture into OUT/train and OUT/held_out: none is in both (a fraction stays when data is added)",
     )  # fmt: skip
     group.add_argument(
         "--same-id", choices=("number", "drop"), default="number",
@@ -119,34 +137,54 @@ def _add_caption_as(parser: Any) -> Any:
     return parser
 
 
-def _add_llava(commands: Any) -> Any:
-    def make(options: Any) -> Source:
-        return Llava(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
-                     follow_links=options.follow_links)  # fmt: skip
+def _add_captions(parser: Any) -> None:
+    parser.add_argument("--captions", choices=("first", "all"), default="first", help="of a picture with several")
 
-    return _add_pictures(_add_source(commands, "llava", "LLaVA's conversation files", LLAVA, make), required=False)
+
+def _llava(options: Any) -> Source:
+    return Llava(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
+                 follow_links=options.follow_links)  # fmt: skip
+
+
+def _add_llava(commands: Any) -> Any:
+    return _add_pictures(_add_source(commands, "llava", "conversation files in JSON", LLAVA, _llava), required=False)
+
+
+def add_mixture(commands: Any, run: Callable[[argparse.Namespace], None]) -> None:
+    """Add the command mixture; its options are those of llava, `files` are recipes."""
+    parser = _add_source(commands, "mixture", "lists of data sets (InternVL's and LLaVA-NeXT's)", MIXTURE, _llava)
+    _add_pictures(parser, required=False).set_defaults(run=run)
 
 
 def _add_webdataset(commands: Any) -> Any:
     def make(options: Any) -> Source:
-        return WebDataset(files=tar_files(options.files), caption_as=options.caption_as)
+        return WebDataset(
+            files=tar_files(options.files), caption_as=options.caption_as, image_parts=_names(options.image_parts)
+        )
 
-    return _add_caption_as(_add_source(commands, "webdataset", "WebDataset tars", WEBDATASET, make))
+    parser = _add_source(commands, "webdataset", "WebDataset tars", WEBDATASET, make)
+    parser.add_argument(
+        "--image-parts", default="", metavar="A,B,...", help="also pictures whose name has such a part: KEY.A.png"
+    )
+    return _add_caption_as(parser)
 
 
 def _add_coco(commands: Any) -> Any:
     def make(options: Any) -> Source:
         return Coco(files=tuple(options.files), chunk_inputs=options.chunk_inputs, pictures=options.pictures,
                     follow_links=options.follow_links, captions=options.captions,
-                    caption_as=options.caption_as)  # fmt: skip
+                    splits=_names(options.splits), caption_as=options.caption_as)  # fmt: skip
 
     parser = _add_pictures(_add_source(commands, "coco", "COCO's caption files", COCO, make), required=True)
-    parser.add_argument("--captions", choices=("first", "all"), default="first", help="of a picture with several")
+    parser.add_argument("--splits", default="", metavar="A,B,...", help="of Karpathy's files, such as train,restval")
+    _add_captions(parser)
     return _add_caption_as(parser)
 
 
 def _add_table(commands: Any) -> Any:
-    parser = _add_pictures(_add_source(commands, "table", "CSV, TSV and Parquet tables", TABLE, _table), required=False)
+    parser = _add_pictures(
+        _add_source(commands, "table", "CSV, TSV, Parquet and Arrow tables", TABLE, _table), required=False
+    )
     columns = parser.add_argument_group("columns")
     for name in ("image", "caption", "detailed", "conversations", "id"):
         columns.add_argument(f"--{name}-column", metavar="NAME")
@@ -154,6 +192,8 @@ def _add_table(commands: Any) -> Any:
     columns.add_argument(
         "--columns", default="", metavar="A,B,...", help="names, for CSV and TSV without a header line"
     )
+    columns.add_argument("--tsv-quotes", action="store_true", help="cells of a TSV may stand in quotes, as in a CSV")
+    _add_captions(columns)
     limits = parser.add_argument_group("downloads")
     usual = FetchLimits()
     limits.add_argument("--fetch", action="store_true", help="download pictures by URL")
@@ -175,13 +215,17 @@ def _table(options: Any) -> Source:
     limits = FetchLimits(max_bytes=options.fetch_bytes, seconds=options.fetch_seconds, threads=options.fetch_threads,
                          redirects=options.fetch_redirects, allow_private=options.allow_private)  # fmt: skip
     names = ("image_column", "caption_column", "detailed_column", "conversations_column", "id_column", "images_are",
-             "pictures", "follow_links", "chunk_inputs")  # fmt: skip
+             "pictures", "follow_links", "chunk_inputs", "captions", "tsv_quotes")  # fmt: skip
     return Table(
-        files=tuple(options.files),
-        columns=tuple(name.strip() for name in options.columns.split(",") if name.strip()),
+        files=table_files(options.files),
+        columns=_names(options.columns),
         download=limits if options.fetch else None,
         **{name: getattr(options, name) for name in names},
     )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -14,18 +14,21 @@ from pargo_ds.data.sources.source import Chunk, Where
 BATCH = 64
 
 
-def _module() -> ModuleType:
+def require_pyarrow() -> ModuleType:
+    """pyarrow with its readers. Raises SourceError when it is not installed."""
     try:
+        import pyarrow
+        import pyarrow.ipc
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise SourceError("reading Parquet needs pyarrow; install it with: pip install pyarrow") from error
-    return pyarrow.parquet
+        raise SourceError("reading Parquet and Arrow needs pyarrow; install it with: pip install pyarrow") from error
+    return pyarrow
 
 
 def _open(path: str) -> Any:
-    module = _module()
+    pyarrow = require_pyarrow()
     try:
-        return module.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are kinds of both
         raise SourceError(f"{path} is broken or no Parquet ({shortened(str(error))}); copy it anew") from error
 
@@ -78,13 +81,14 @@ def _rows(path: str, group: int, start: int, rows: int, wanted: list[str]) -> It
             if given == rows:
                 return
             given += 1
-            yield _row(batch, number, wanted)
+            yield row_of(batch, number, wanted)
         skipped = start
     if given < rows:
         raise ValueError(f"it ends after {start + given} rows")
 
 
-def _row(batch: Any, number: int, wanted: list[str]) -> Any:
+def row_of(batch: Any, number: int, wanted: list[str]) -> Any:
+    """One row of a record batch as an object of its wanted columns, or a Reject for text that is not UTF-8."""
     try:
         return {name: batch.column(name)[number].as_py() for name in wanted}
     except UnicodeDecodeError as error:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
+import re
 import stat
 from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from pargo_ds.data.images import read_fast, read_picture
@@ -17,19 +22,67 @@ MAX_FILE = 1 << 28
 MAX_PICTURES = 1000
 """Pictures of one sample."""
 QUALITY = 92
-ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm")
+ENDINGS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "avif", "jp2")
 
 
-def check_name(name: object) -> str:
-    """The relative path that an input gives. Raises Reject when it is none, or would leave its folder."""
+def check_name(name: object, folder: str | Path = "") -> str:
+    """The path below `folder` that an input gives; an absolute one and a file:// address may name the folder itself.
+
+    Raises Reject when it is none, or would leave its folder.
+    """
     if not isinstance(name, str) or not name.strip():
         raise Reject("picture missing", f"the picture's path is {shortened(name)}; expected text")
     if "\0" in name:
         raise Reject("path leaves its folder", f"the path {shortened(name)!r} holds a zero character")
-    path = PurePosixPath(name)
+    if name.startswith(("http://", "https://")):
+        reason = f"{shortened(name)} is an address; pictures from the web are read from tables, with --images-are url"
+        raise Reject("not fetched", reason)
+    path = PurePosixPath(unquote(name.removeprefix("file://")) if name.startswith("file://") else name)
+    if name != name.strip() and not os.path.lexists(os.path.join(folder, path)):
+        path = PurePosixPath(name.strip())  # "a.csv, b.png"
+    if "\\" in name and not os.path.lexists(os.path.join(folder, path)):
+        path = PurePosixPath(str(path).replace("\\", "/"))  # written on Windows
+    if path.is_absolute() and str(folder):
+        homes = map(PurePosixPath, (os.path.abspath(folder), os.path.realpath(folder)))
+        path = next((path.relative_to(home) for home in homes if path.is_relative_to(home)), path)
     if path.is_absolute() or ".." in path.parts:
-        raise Reject("path leaves its folder", f"{shortened(name)} is absolute or holds ..; expected a path below it")
-    return name
+        reason = f"{shortened(name)} is absolute or holds ..; expected a path below {folder or 'the folder'}"
+        raise Reject("path leaves its folder", reason)
+    return str(path)
+
+
+def read_item(item: Any, folder: str | Path | None, follow_links: bool = False) -> bytes:
+    """The bytes of a picture that a record gives: a path below `folder`, bytes, `data:` text, or {bytes, path}.
+
+    Raises Reject as `read_file` and `picture_bytes`.
+    """
+    if isinstance(item, dict) and item.get("bytes") is None:
+        item = item.get("path") or item.get("url")
+    if isinstance(item, (dict, bytes)) or (isinstance(item, str) and item.startswith("data:")):
+        data = picture_bytes(item)
+        check_size("the picture", len(data))
+        return data
+    if folder is None:
+        raise Reject("picture missing", f"it names {shortened(item)}, but no --pictures folder was given")
+    return read_file(folder, item, follow_links)
+
+
+def picture_bytes(value: Any) -> bytes:
+    """Bytes as they are, of base64 text (also `data:image/...;base64,...`), or of Hugging Face's {bytes, path}.
+
+    Raises Reject.
+    """
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise Reject("picture missing", f"the picture is {shortened(value)}; expected bytes or base64")
+    text = value.partition(";base64,")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode(re.sub(r"\s+", "", text), validate=True)
+    except ValueError as error:
+        raise Reject("picture broken", f"the picture is not base64 ({error})") from error
 
 
 def read_file(folder: str | Path, name: object, follow_links: bool = False) -> bytes:
@@ -38,7 +91,7 @@ def read_file(folder: str | Path, name: object, follow_links: bool = False) -> b
     Raises Reject when there is none, its path or (without `follow_links`) a link leads out of the folder, or it is no
     regular file of 1 ... MAX_FILE bytes.
     """
-    relative = check_name(name)
+    relative = check_name(name, folder)
     path = os.path.join(folder, relative)
     try:
         if not follow_links:
@@ -91,18 +144,35 @@ def prepared(data: bytes, number: int, longest_side: int | None) -> bytes:
 
 def _smaller(picture: Image.Image, longest_side: int) -> bytes:
     picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return _smaller_wide(picture, longest_side)
     transparent = picture.has_transparency_data
     if transparent:
         picture = picture.convert("RGBA")
-    elif not picture.mode.startswith("I") and picture.mode != "L":
+    elif picture.mode != "L":
         picture = picture.convert("RGB")
-    scale = longest_side / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=None if picture.mode.startswith("I") else 3.0)
+    picture = picture.resize(_size_within(picture, longest_side), Image.Resampling.LANCZOS, reducing_gap=3.0)
     picture.info.clear()  # rotation, profiles and thumbnails belong to the old pixels
     buffer = io.BytesIO()
-    if transparent or picture.mode.startswith("I"):
+    if transparent:
         picture.save(buffer, "PNG")
     else:
         picture.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def _size_within(picture: Image.Image, longest_side: int) -> tuple[int, int]:
+    scale = longest_side / max(picture.size)
+    return max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+
+
+def _smaller_wide(picture: Image.Image, longest_side: int) -> bytes:
+    """Grey with more than 8 bits as a PNG of 16, white being what the processor takes for white (`pictures.to_rgb`)."""
+    numbers = np.nan_to_num(np.asarray(picture, np.float32))
+    top = float(numbers.max())
+    white = next((limit for limit in ((1.0, 255.0) if picture.mode == "F" else ()) if top <= limit), max(top, 65535.0))
+    scaled = Image.fromarray(numbers.clip(0) * np.float32(65535 / white))
+    scaled = scaled.resize(_size_within(picture, longest_side), Image.Resampling.LANCZOS)  # mode F has no byte order
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(scaled).round().clip(0, 65535).astype(np.uint16)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -37,14 +37,22 @@ def shortened(value: object, length: int = 200) -> str:
     return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
 
 
-def reject_table(inputs: int, samples: int, rejects: Mapping[str, int]) -> str:
-    """The account of a build as a table: inputs, samples, and how many were left out for which reason."""
-    rows = [("inputs", inputs), ("samples", samples), *sorted(rejects.items(), key=lambda item: (-item[1], item[0]))]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"  {name:<{width}}  {count:>12,}  {_share(count, inputs)}" for name, count in rows]
-    if rejects:
-        lines.insert(2, "  left out:")
+def reject_table(
+    inputs: int, samples: int, rejects: Mapping[str, int], changed: Mapping[str, int] | None = None
+) -> str:
+    """The account of a build as a table: inputs, samples, how many were left out for which reason, what was changed."""
+    changed = changed or {}
+    width = max(len(name) for name in ("inputs", "samples", *rejects, *changed))
+    lines = [_row("inputs", inputs, inputs, width), _row("samples", samples, inputs, width)]
+    for title, counts in (("left out:", rejects), ("of the samples:", changed)):
+        if counts:
+            rows = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+            lines += [f"  {title}", *(_row(name, count, inputs, width) for name, count in rows)]
     return "\n".join(lines)
+
+
+def _row(name: str, count: int, inputs: int, width: int) -> str:
+    return f"  {name:<{width}}  {count:>12,}  {_share(count, inputs)}"
 
 
 def _share(count: int, inputs: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -118,12 +119,21 @@ def _outcome(source: Source, where: Where, entry: Any, finish: Callable[[Sample]
 
 
 def text_id(value: Any, fallback: str) -> str:
-    """The id that a record gives (text or a whole number), else `fallback`. Raises Reject for any other kind."""
-    if value is None or value == "":
+    """The id that a record gives (text or a number), else `fallback`; 17.0, which pandas makes of 17, is 17.
+
+    Raises Reject for any other kind.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return fallback
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise Reject("bad id", f"the id is {shortened(value)}; expected text or a whole number")
-    text = str(value)
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise Reject("bad id", f"the id is {shortened(value)}; expected text or a number")
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     if len(text) > 1000:
         raise Reject("bad id", f"the id has {len(text):,} characters; expected at most 1000")
     return text
+
+
+def file_stem(path: str) -> str:
+    """The name of a file without its endings, that of compression included; ids of inputs without one begin with it."""
+    name = Path(path).name
+    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem

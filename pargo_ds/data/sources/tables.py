@@ -1,28 +1,28 @@
-"""Tables: CSV and TSV read here, Parquet through `parquet.py`; columns are named by options."""
+"""Tables: CSV and TSV, Parquet, Arrow; columns are named by options."""
 
 from __future__ import annotations
 
-import base64
-import csv
 import dataclasses
-import json
-import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from pargo_ds.data.schema import Sample
-from pargo_ds.data.sources import parquet
+from pargo_ds.data.sources import arrow, parquet
+from pargo_ds.data.sources.cells import conversation_in, is_missing, texts_of
 from pargo_ds.data.sources.columns import check_columns
-from pargo_ds.data.sources.conversations import turns_of
+from pargo_ds.data.sources.conversations import Dialogue, turns_of
+from pargo_ds.data.sources.delimited import DelimitedRows
 from pargo_ds.data.sources.fetch import FetchLimits, fetch
-from pargo_ds.data.sources.json_files import MAX_LINE
-from pargo_ds.data.sources.pictures import check_count, check_size, read_file
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
-from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Source, Where, text_id
+from pargo_ds.data.sources.json_files import plain_suffix
+from pargo_ds.data.sources.keys import MEDIA_FILE
+from pargo_ds.data.sources.pictures import check_count, check_size, picture_bytes, read_item
+from pargo_ds.data.sources.rejects import Reject, SourceError
+from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Source, Where, file_stem, text_id
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+QUOTED = (".csv",)
+"""Files whose cells may stand in quotes by themselves; others only when it is asked for."""
 PARQUET = (".parquet", ".pq")
 
 
@@ -30,7 +30,9 @@ PARQUET = (".parquet", ".pq")
 class Table(Source):
     """Rows with a picture (a path below `pictures`, its bytes or its URL), captions or conversations, and an id.
 
-    `columns` names the columns of CSV files without a header line. Bytes in a CSV are base64. URLs need `download`.
+    `columns` names the columns of CSV files without a header line; `tsv_quotes` reads quotes in TSV files as in CSV.
+    Bytes in a CSV are base64. URLs need `download`. captions "first": of several captions in a cell the first one, the
+    others kept in meta["other_captions"]; "all": one sample a caption (ids ID, ID-2, ID-3, ...).
     """
 
     image_column: str | None
@@ -40,6 +42,8 @@ class Table(Source):
     conversations_column: str | None = None
     id_column: str | None = None
     columns: tuple[str, ...] = ()
+    captions: Literal["first", "all"] = "first"
+    tsv_quotes: bool = False
     pictures: str | None = None
     follow_links: bool = False
     download: FetchLimits | None = None
@@ -47,10 +51,13 @@ class Table(Source):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.files:
-            if Path(name).suffix.lower() not in (*DELIMITERS, *PARQUET):
-                raise SourceError(f"{name}: unknown kind of table; expected {', '.join((*DELIMITERS, *PARQUET))}")
+            if plain_suffix(name) not in (*DELIMITERS, *PARQUET, *arrow.ARROW):
+                known = ", ".join((*DELIMITERS, *PARQUET, *arrow.ARROW))
+                raise SourceError(f"{name}: unknown kind of table; expected {known} (CSV and TSV also as .gz)")
         if not (self.caption_column or self.detailed_column or self.conversations_column):
             raise ValueError("name a column of texts: --caption-column, --detailed-column or --conversations-column")
+        if self.captions == "all" and (self.detailed_column or self.conversations_column or not self.caption_column):
+            raise ValueError("--captions all makes a sample of each caption; it goes with --caption-column alone")
         if self.images_are == "url" and self.image_column and self.download is None:
             raise ValueError("pictures by URL are downloaded only when --fetch is given")
         if self.images_are == "path" and self.image_column and self.pictures is None:
@@ -75,128 +82,106 @@ class Table(Source):
 
     def chunks(self) -> Iterator[Chunk]:
         for path in self.files:
-            if path.lower().endswith(PARQUET):
+            kind = plain_suffix(path)
+            if kind in PARQUET:
                 yield from parquet.chunks(path, self.wanted, self.chunk_inputs)
+            elif kind in arrow.ARROW:
+                yield from arrow.chunks(path, self.wanted, self.chunk_inputs)
             else:
-                yield from self._csv_chunks(path)
+                yield from self._csv_chunks(path, kind)
 
     def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+        for where, entry in self._rows(payload):
+            if self.captions == "first" or isinstance(entry, Reject):
+                yield where, entry
+                continue
+            for number, text in enumerate(texts_of(entry.get(self.caption_column)) or [None], 1):
+                yield {**where, "caption": number}, {**entry, self.caption_column: text}
+
+    def _rows(self, payload: Any) -> Iterator[tuple[Where, Any]]:
         if payload[0] == "parquet":
             yield from parquet.entries(payload, self.wanted)
-            return
-        _, path, names, rows = payload
-        for number, line, cells in rows:
-            yield {"file": path, "row": number, "line": line}, _named(names, cells)
+        elif payload[0] == "arrow":
+            yield from arrow.entries(payload, self.wanted)
+        else:
+            _, path, names, rows = payload
+            for number, line, cells in rows:
+                yield {"file": path, "row": number, "line": line}, _named(names, cells)
 
-    def _csv_chunks(self, path: str) -> Iterator[Chunk]:
+    def _csv_chunks(self, path: str, kind: str) -> Iterator[Chunk]:
         """Rows are cut by the parent process, since a line break may stand inside quotes."""
-        with open(path, "rb") as file:
-            reader = _rows(file, DELIMITERS[Path(path).suffix.lower()])
-            names = list(self.columns)
-            if not names:
-                _, header = next(reader, (0, []))
-                if isinstance(header, Reject):
-                    raise SourceError(f"{path}, line 1: {header.reason}")
-                names = header
-            check_columns(path, names, self.wanted)
-            rows: list[tuple[int, int, Any]] = []
-            start = file.tell()
-            for number, (line, cells) in enumerate(reader, 1):
-                rows.append((number, line, cells))
-                if len(rows) == self.chunk_inputs or file.tell() - start >= CHUNK_BYTES:
-                    yield Chunk(("csv", path, names, rows), file.tell() - start)
-                    rows, start = [], file.tell()
-            if rows:
-                yield Chunk(("csv", path, names, rows), file.tell() - start)
+        names = list(self.columns)
+        rows_of_file = DelimitedRows(
+            path, DELIMITERS[kind], kind in QUOTED or self.tsv_quotes, lambda cells: self._looks_like_row(names, cells)
+        )
+        reader = iter(rows_of_file)
+        if not names:
+            line, header = next(reader, (1, []))
+            if isinstance(header, Reject):
+                raise SourceError(f"{path}, line {line}: {header.reason}")
+            names.extend(header)
+        check_columns(path, names, self.wanted)
+        rows: list[tuple[int, int, Any]] = []
+        start = rows_of_file.tell()
+        for number, (line, cells) in enumerate(reader, 1):
+            rows.append((number, line, cells))
+            if len(rows) == self.chunk_inputs or rows_of_file.tell() - start >= CHUNK_BYTES:
+                yield Chunk(("csv", path, names, rows), rows_of_file.tell() - start)
+                rows, start = [], rows_of_file.tell()
+        if rows:
+            yield Chunk(("csv", path, names, rows), rows_of_file.tell() - start)
+
+    def _looks_like_row(self, names: list[str], cells: list[str]) -> bool:
+        """Whether the cells of a line have a picture's path or address where the table has its pictures."""
+        if self.image_column not in names or self.images_are == "bytes" or len(cells) != len(names):
+            return False
+        cell = cells[names.index(self.image_column)].strip()
+        return cell.startswith(("http://", "https://")) or MEDIA_FILE.search(cell) is not None
 
     def identify(self, where: Where, entry: Any) -> str:
         value = entry.get(self.id_column) if self.id_column else None
-        return text_id(value, f"{Path(where['file']).stem}-{where['row']:08d}")
+        own = text_id(None if is_missing(value) else value, f"{file_stem(where['file'])}-{where['row']:08d}")
+        return own if where.get("caption", 1) == 1 else f"{own}-{where['caption']}"
 
     def sample(self, entry: Any, sample_id: str) -> Sample:
-        captions = {}
+        captions: dict[str, Any] = {}
+        meta: dict[str, Any] = {}
         for kind, column in (("coarse", self.caption_column), ("detailed", self.detailed_column)):
-            text = entry.get(column) if column else None
-            if not is_missing(text):
-                captions[kind] = text
+            texts = texts_of(entry.get(column)) if column else []
+            if texts:
+                captions[kind] = texts[0]
+            if len(texts) > 1:
+                meta["other_captions" if kind == "coarse" else "other_detailed_captions"] = texts[1:]
         given = entry.get(self.conversations_column) if self.conversations_column else None
         if not captions and is_missing(given):
             raise Reject("text empty", "neither caption nor conversation has a text")
-        images = self._images(entry.get(self.image_column)) if self.image_column else []
-        turns = [] if is_missing(given) else turns_of(_conversations(given), len(images))
-        if not turns and not images:
+        named = self._images(entry.get(self.image_column)) if self.image_column else []
+        dialogue = Dialogue([], named) if is_missing(given) else turns_of(conversation_in(given), named)
+        if not dialogue.turns and not dialogue.images:
             raise Reject("picture missing", f"the column {self.image_column} is empty")
-        return Sample(id=sample_id, images=images, turns=turns, captions=captions)
+        images = [self._image(item) for item in dialogue.images]
+        return Sample(
+            id=sample_id, images=images, turns=dialogue.turns, captions=captions, meta={**meta, **dialogue.meta}
+        )
 
-    def _images(self, value: Any) -> list[bytes]:
+    def _images(self, value: Any) -> list[Any]:
+        """The pictures of a cell as they are named there."""
         if is_missing(value):
             return []
         values = value if isinstance(value, list) else [value]
         check_count(len(values))
-        return [self._image(one) for one in values]
+        return values
 
     def _image(self, value: Any) -> bytes:
-        if self.images_are == "path":
-            return read_file(self.pictures or "", value, self.follow_links)
         if self.images_are == "url":
             assert self.download is not None
             return fetch(value, self.download)
+        by_path = isinstance(value, dict) and value.get("bytes") is None and self.pictures is not None
+        if self.images_are == "path" or by_path:
+            return read_item(value, self.pictures, self.follow_links)
         data = picture_bytes(value)
         check_size("the picture", len(data))
         return data
-
-
-def picture_bytes(value: Any) -> bytes:
-    """Bytes of a cell: bytes, base64 text, or Hugging Face's {bytes, path}. Raises Reject."""
-    if isinstance(value, dict):
-        value = value.get("bytes")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise Reject("picture missing", f"the picture is {shortened(value)}; expected bytes or base64")
-    text = value.partition(";base64,")[2] if value.startswith("data:") else value
-    try:
-        return base64.b64decode(re.sub(r"\s+", "", text), validate=True)
-    except ValueError as error:
-        raise Reject("picture broken", f"the picture is not base64 ({error})") from error
-
-
-def is_missing(value: Any) -> bool:
-    """Nothing, an empty text or list, or a table's NaN."""
-    return value is None or value in ("", []) or (isinstance(value, float) and math.isnan(value))
-
-
-def _conversations(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        raise Reject("not JSON", f"the conversation: {shortened(str(error))}") from error
-
-
-def _rows(file: Any, delimiter: str) -> Iterator[tuple[int, Any]]:
-    """(line number, cells or a Reject) of each row; empty lines are no rows."""
-    csv.field_size_limit(MAX_LINE)
-    lines = (line.decode("utf-8", "surrogateescape") for line in iter(lambda: file.readline(MAX_LINE), b""))
-    reader = csv.reader(_without_mark(lines), delimiter=delimiter)
-    while True:
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield reader.line_num, Reject("does not fit", f"the row cannot be read ({error})")
-            continue
-        if cells:
-            yield reader.line_num, cells
-
-
-def _without_mark(lines: Iterator[str]) -> Iterator[str]:
-    for first in lines:
-        yield first.removeprefix("\ufeff")
-        break
-    yield from lines
 
 
 def _named(names: list[str], cells: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import json
 import lzma
 import os
 import re
@@ -15,7 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pargo_ds.data.schema import Sample
-from pargo_ds.data.sources.conversations import turns_of
+from pargo_ds.data.sources.conversations import Dialogue, dialogue_of
+from pargo_ds.data.sources.json_files import TwoValues, parsed
+from pargo_ds.data.sources.keys import CONVERSATION_KEYS, is_empty, normal
 from pargo_ds.data.sources.pictures import ENDINGS, check_count, check_size
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
 from pargo_ds.data.sources.source import Chunk, Source, Where, text_id
@@ -77,11 +78,13 @@ def tar_files(names: Sequence[str]) -> tuple[str, ...]:
 class WebDataset(Source):
     """Pictures by extension (in their order in the tar), .txt or .caption as the caption, .json as fields.
 
-    A .json member may hold caption, coarse, detailed, conversations (LLaVA's) and id; it is overruled by .txt. Other
-    members of a sample are not stored. Each tar is one chunk.
+    A .json member may hold caption, coarse, detailed, a conversation and id; it is overruled by .txt. A picture whose
+    name has a further part (000017.mask.png) is taken when `image_parts` names that part. Members that are not read are
+    counted; a text that is not read makes its sample a reject. Each tar is one chunk.
     """
 
     caption_as: Literal["coarse", "detailed"] = "coarse"
+    image_parts: tuple[str, ...] = ()
 
     def chunks(self) -> Iterator[Chunk]:
         for path in self.files:
@@ -101,6 +104,8 @@ class WebDataset(Source):
                     last = shortened(member.name)
                     if member.isdir():
                         continue
+                    if PurePosixPath(member.name).name.startswith("."):
+                        continue  # .DS_Store and the ._ files of macOS: nobody's data
                     where = {"file": payload, "member": shortened(member.name, 1000)}
                     fault = _member_fault(member)
                     if fault is not None:
@@ -129,18 +134,24 @@ class WebDataset(Source):
     def sample(self, entry: Any, sample_id: str) -> Sample:
         key, members = entry
         fields = _fields(members)
-        check_count(sum(map(_is_picture, members)))
-        images = [data for extension, data in members.items() if _is_picture(extension)]
-        captions = {kind: fields[kind] for kind in ("coarse", "detailed") if kind in fields}
-        if "caption" in fields:
-            captions[self.caption_as] = fields["caption"]
-        for extension in (extension for extension in TEXTS if extension in members):
-            captions[self.caption_as] = _text(members[extension], f".{extension}")
-            break
-        turns = turns_of(fields["conversations"], len(images)) if "conversations" in fields else []
-        if not images and not turns:
-            raise Reject("picture missing", f"{shortened(key)} has only {', '.join(members) or 'nothing'}")
-        return Sample(id=sample_id, images=images, turns=turns, captions=captions)
+        images = [data for extension, data in members.items() if self._is_read(extension)]
+        check_count(len(images))
+        captions = _captions(key, members, fields, self.caption_as)
+        dialogue = Dialogue([], images)
+        if any(normal(name) in CONVERSATION_KEYS and not is_empty(value) for name, value in fields.items()):
+            dialogue = dialogue_of(fields, images)
+        if not images and not dialogue.turns:
+            more = [name for name in members if _is_picture(name)]
+            hint = f"; --image-parts {','.join(name.rpartition('.')[0] for name in more)} reads these" if more else ""
+            raise Reject("picture missing", f"{shortened(key)} has only {', '.join(members) or 'nothing'}{hint}")
+        unread = [name for name in members if not self._is_read(name) and name not in ("json", *TEXTS)]
+        changed = [*dialogue.changed, *(f"members not read: .{shortened(name, 40)}" for name in sorted(unread))]
+        meta = {"changed": changed} if changed else {}
+        return Sample(id=sample_id, images=images, turns=dialogue.turns, captions=captions, meta=meta)
+
+    def _is_read(self, extension: str) -> bool:
+        part, _, _ = extension.rpartition(".")
+        return _is_picture(extension) and (not part or part in self.image_parts)
 
 
 class _Group:
@@ -157,8 +168,8 @@ class _Group:
             raise tarfile.ReadError("unexpected end of data")
         if extension in self.members:
             self.fault = Reject("does not fit", f"{shortened(self.key)} has two members .{extension}")
-        if extension in ("json", *TEXTS) or _is_picture(extension):
-            self.members[extension] = data
+        wanted = extension in ("json", *TEXTS) or _is_picture(extension)
+        self.members[extension] = data if wanted else b""  # its name is enough to say that it was not read
 
     def entries(self, path: str) -> Iterator[tuple[Where, Any]]:
         if self.key:
@@ -193,6 +204,21 @@ def _is_picture(extension: str) -> bool:
     return extension.rpartition(".")[2] in ENDINGS
 
 
+def _captions(key: str, members: dict[str, bytes], fields: dict[str, Any], kind: str) -> dict[str, str]:
+    """The captions of a group. Raises Reject for a second text of the same kind, which would be lost."""
+    captions = {name: fields[name] for name in ("coarse", "detailed") if name in fields}
+    if "caption" in fields:
+        captions[kind] = fields["caption"]
+    texts = [name for name in members if name.rpartition(".")[2] in TEXTS]
+    if len(texts) > 1 or any("." in name for name in texts):
+        shown = ", ".join(f".{shortened(name, 40)}" for name in texts)
+        reason = f"{shortened(key)} has the texts {shown}; a sample has one, its name ends at the first dot"
+        raise Reject("does not fit", reason)
+    for name in texts:
+        captions[kind] = _text(members[name], f".{name}")
+    return captions
+
+
 def _text(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
@@ -204,9 +230,11 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
     if "json" not in members:
         return {}
     try:
-        fields = json.loads(_text(members["json"], ".json"))
+        fields = parsed(_text(members["json"], ".json"))
     except (ValueError, RecursionError) as error:
         raise Reject("not JSON", f".json: {shortened(str(error))}") from error
     if not isinstance(fields, dict):
         raise Reject("does not fit", f".json holds {shortened(fields)}; expected an object")
+    if isinstance(fields, TwoValues):
+        raise Reject("two values", f".json has the key {fields.twice} twice; expected each key once")
     return {name: value for name, value in fields.items() if value is not None}

@@ -1,0 +1,110 @@
+"""Lists of data sets in other projects' files: InternVL's meta JSON and LLaVA-NeXT's YAML -> sources to build."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from pargo_ds.data.sources.json_files import TwoValues, load_json
+from pargo_ds.data.sources.keys import given
+from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.settings_file import ConfigError, read_yaml
+
+SHARE = re.compile(r"random:(\d+(?:\.\d+)?)%")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ingredient:
+    """One data set of a recipe. `name` is that of its folder, `repeat` how often its samples come in an epoch."""
+
+    name: str
+    file: str
+    pictures: str | None
+    repeat: float
+
+
+def read_recipe(path: str, pictures: str | None) -> list[Ingredient]:
+    """The data sets that a recipe lists, in its order.
+
+    InternVL: {name: {"root", "annotation", "repeat_time"}}; the root lies below `pictures` when it is relative and
+    that is given. LLaVA-NeXT: {"datasets": [{"json_path", "sampling_strategy"}]}, all pictures below `pictures`. Raises
+    SourceError for other contents, two data sets of one name, and ways of sampling that a run file cannot say.
+    """
+    document = _yaml(path) if Path(path).suffix.lower() in (".yaml", ".yml") else load_json(path)
+    if isinstance(document, TwoValues):
+        raise SourceError(f"{path} lists {document.twice} twice; give each data set a name of its own")
+    if isinstance(document, dict) and isinstance(document.get("datasets"), list):
+        found = [_llava_next(path, number, entry, pictures) for number, entry in enumerate(document["datasets"], 1)]
+    elif isinstance(document, dict) and document and all(isinstance(entry, dict) for entry in document.values()):
+        found = [_internvl(path, name, entry, pictures) for name, entry in document.items()]
+    else:
+        raise SourceError(
+            f"{path} is no list of data sets: expected InternVL's {{name: {{root, annotation}}}} or LLaVA-NeXT's "
+            "datasets: [{json_path, sampling_strategy}]"
+        )
+    names = [ingredient.name for ingredient in found]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"{path}: two data sets are named {twice}, so one folder would hold both; rename one")
+    return found
+
+
+def _yaml(path: str) -> Any:
+    try:
+        return read_yaml(path).values
+    except ConfigError as error:
+        raise SourceError(str(error)) from error
+
+
+def _internvl(path: str, name: Any, entry: dict[str, Any], pictures: str | None) -> Ingredient:
+    if isinstance(entry, TwoValues):
+        raise SourceError(f"{path}: {name} has the key {entry.twice} twice; expected each key once")
+    where = f"{path}: {shortened(name)}"
+    root = entry.get("root")
+    if root is not None and not isinstance(root, str):
+        raise SourceError(f"{where} has the root {shortened(root)}; expected a folder")
+    folder = str(Path(pictures or "", root)) if root else pictures
+    repeat = entry.get("repeat_time", 1)
+    if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not repeat > 0:
+        raise SourceError(f"{where} has repeat_time {shortened(repeat)}; expected a number above 0, or leave it out")
+    return Ingredient(
+        _folder_name(str(name)), _file(where, entry.get("annotation"), "annotation"), folder, float(repeat)
+    )
+
+
+def _llava_next(path: str, number: int, entry: Any, pictures: str | None) -> Ingredient:
+    where = f"{path}: data set {number}"
+    if not isinstance(entry, dict):
+        raise SourceError(f"{where} is {shortened(entry)}; expected {{json_path, sampling_strategy}}")
+    try:
+        own = given(entry, ("image_folder", "images_folder"), "folders")
+    except Reject as reject:
+        raise SourceError(f"{where}: {reject.reason}") from reject
+    file = _file(where, entry.get("json_path"), "json_path")
+    return Ingredient(
+        _folder_name(Path(file).stem), file, own or pictures, _share(where, entry.get("sampling_strategy"))
+    )
+
+
+def _share(where: str, strategy: Any) -> float:
+    if strategy in (None, "all"):
+        return 1.0
+    found = SHARE.fullmatch(str(strategy))
+    if found and 0 < float(found[1]) <= 100:
+        return float(found[1]) / 100
+    raise SourceError(
+        f"{where} has sampling_strategy {shortened(strategy)}; read are all and random:P%, which become repeat in the "
+        "run file. For the first or last N entries write a file that holds only these"
+    )
+
+
+def _file(where: str, name: Any, key: str) -> str:
+    if not isinstance(name, str) or not Path(name).is_file():
+        raise SourceError(f"{where}: its {key} {shortened(name)} is not a file (paths begin in the current folder)")
+    return name
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".") or "unnamed"
