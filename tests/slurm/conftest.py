@@ -268,6 +268,9 @@ class Project:
     def wait_step(self, job: str, run: str, step: int) -> None:
         wait_for(lambda: self.steps_done(run) >= step, f"step {step} of {run}", lambda: self.explain(job, run))
 
+    def wait_files(self, job: str, *paths: Path) -> None:
+        wait_for(lambda: all(path.exists() for path in paths), f"{paths}", lambda: self.explain(job))
+
     def wait_requeued(self, job: str, run: str | None = None, times: int = 1) -> None:
         wait_for(
             lambda: int(self.cluster.field(job, "Restarts") or 0) >= times,
@@ -298,6 +301,21 @@ class Project:
             return found if found in ended and found == self.cluster.field(job, "JobState") else ""
 
         return str(wait_for(state, f"the end of job {job}", lambda: self.explain(job, run), seconds))
+
+    def came_to_its_end(self, job: str, run: str) -> None:
+        assert self.wait_end(job, run, seconds=480) == "COMPLETED", self.explain(job, run)
+        assert self.state(run)["state"] == "done"
+        assert not (self.run_dir(run) / "STOP").exists()
+
+    def ranks(self, run: str) -> list[int]:
+        """Process ids of the ranks that train a run."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_text().split("\0")
+                if str(self.folder / f"{run}.yaml") in words and words[1:3] == ["-m", "pargo_ds.train"]:
+                    found.append(int(folder.name))
+        return sorted(found)
 
     def log(self, job: str) -> str:
         return "".join(path.read_text() for path in (self.folder / "logs").glob(f"*{job}*.out"))
@@ -342,6 +360,17 @@ def cluster(request) -> Iterator[Cluster]:
 def project(cluster, tmp_path_factory, tiny_run) -> Project:
     """The folder from which the templates are submitted."""
     return Project(tmp_path_factory.mktemp("project") / "pargo", cluster, tiny_run)
+
+
+@pytest.fixture(scope="session")
+def whole(project) -> list[float]:
+    """Losses of an uninterrupted run on two nodes."""
+    job = project.submit("pretrain.sh", project.run_file("whole"))
+    assert project.wait_end(job, "whole") == "COMPLETED", project.explain(job, "whole")
+    assert project.state("whole")["state"] == "done"
+    assert project.cluster.field(job, "Restarts") == "0"
+    assert "2 x 1 ranks on node1 node2" in project.log(job)
+    return project.losses("whole")
 
 
 @pytest.fixture(autouse=True)
