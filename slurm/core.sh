@@ -47,17 +47,19 @@ read_site() {
     SITE_SBATCH_OPTIONS=() SITE_SRUN_OPTIONS=() SITE_CONTAINER_FLAGS=() SITE_CONTAINER_COMMAND=()
     # shellcheck disable=SC2329 # enter_environment calls it, or the one of site.env
     site_environment() { :; }
-    every_line source slurm/site.env || die "$DO_NOT_RESTART" "slurm/site.env: $FAILED_LINE"
+    every_line source slurm/site.env
+    [ -z "$FAILED_LINE" ] || die "$DO_NOT_RESTART" "slurm/site.env: $FAILED_LINE"
     for name in "${NEEDED[@]}"; do [ -n "${!name}" ] || missing+=("$name"); done
     [ "${#missing[@]}" -eq 0 ] || die "$DO_NOT_RESTART" "slurm/site.env does not set ${missing[*]}; see slurm/site.env.example"
     SITE_SMALL_PARTITION=${SITE_SMALL_PARTITION:-$SITE_PARTITION}
 }
 
-every_line() { # COMMAND of site.env...: as with `set -e`, but says in FAILED_LINE which of the command's own lines failed
+every_line() { # COMMAND of site.env...: as with `set -e`, but FAILED_LINE says which of its own lines failed, or nothing
     local status number=''
     FAILED_LINE=''
     set -E
-    # Only lines that COMMAND itself has: what it calls (module, conda) may fail inside and yet end well.
+    # Only lines that COMMAND itself has: what it calls (module, conda) may fail inside and yet end well. Bash keeps the
+    # trap quiet in all that is called from a condition: this function and its callers must not be, neither by `|| die`.
     trap '[ "${FUNCNAME[1]:-}" != every_line ] || number=${number:-$LINENO}' ERR
     "$@"
     status=$?
@@ -68,7 +70,6 @@ every_line() { # COMMAND of site.env...: as with `set -e`, but says in FAILED_LI
     elif [ "$status" -ne 0 ]; then
         FAILED_LINE="it ended with status $status, see above"
     fi
-    [ -z "$FAILED_LINE" ]
 }
 
 # Submitting
@@ -136,7 +137,8 @@ split_arguments() { # ARGUMENTS... -> ARGUMENTS (before --), SBATCH_EXTRA (after
 enter_environment() {
     # modules and conda's activation use variables that are not set
     set +u
-    every_line site_environment || die "$DO_NOT_RESTART" \
+    every_line site_environment
+    [ -z "$FAILED_LINE" ] || die "$DO_NOT_RESTART" \
         "site_environment of slurm/site.env: $FAILED_LINE (where that does no harm, write || true behind it)"
     set -u
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}"

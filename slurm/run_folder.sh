@@ -2,6 +2,8 @@
 # Sourced by training.sh, never run.
 # shellcheck shell=bash
 
+LOCK_WAIT_S=60 # processes of a killed run hold its lock a little longer than the run itself
+
 cannot_write() { die "$FAILED" "$RUN_DIR cannot be written: make it writable or make room, then submit again"; }
 
 # RUN/slurm_job names the job whose run this is, from its first start through all its requeues. Another job that finds one
@@ -10,7 +12,7 @@ cannot_write() { die "$FAILED" "$RUN_DIR cannot be written: make it writable or 
 hold_run() {
     local other='' lock
     mkdir -p "$RUN_DIR" && exec {lock}>>"$RUN_DIR/slurm_job" || cannot_write
-    flock -w 60 "$lock" # two that start at once look one after the other; where files have no locks, at the same time
+    flock -w "$LOCK_WAIT_S" "$lock" # two that start at once look one after the other; where files have no locks, at the same time
     read -r other <"$RUN_DIR/slurm_job"
     if [ "$other" != "$SLURM_JOB_ID" ]; then
         [ -z "$other" ] || refuse_another_job "$other"
@@ -44,9 +46,9 @@ job_lives() { # JOB: 0 it runs or waits, 1 it has ended, 2 it is ending, or Slur
     return 2
 }
 
-refuse_another_process() { # one outside of Slurm, or of another cluster; those of a job that just ended let go within a minute
+refuse_another_process() { # one outside of Slurm, or of another cluster
     [ -e "$RUN_DIR/.lock" ] || return 0
-    flock -w 60 "$RUN_DIR/.lock" true
+    flock -w "$LOCK_WAIT_S" "$RUN_DIR/.lock" true
     [ $? -ne 1 ] || die "$DO_NOT_RESTART" \
         "$RUN_DIR is being trained by another process ($(cat "$RUN_DIR/.lock")): end that one first ($(printf 'touch %q' "$RUN_DIR/STOP")), or give this run another name"
 }
