@@ -39,7 +39,7 @@ def test_pipeline_goes_from_pre_training_to_an_evaluated_export(project):
 def test_a_stage_that_fails_ends_the_pipeline(project):
     pretrain = project.run_file("lost", data={"held_out": "nowhere"})
     finetune = project.run_file("never", start_from=str(project.run_dir("lost") / "export"))
-    # The ranks cannot write their last word: their status 2 has to be heard, although srun ends one of them by a signal.
+    # The ranks cannot write their last word: their status 2 has to be heard, although srun may end one by a signal.
     (project.run_dir("lost") / "state.json").mkdir(parents=True)
     output = project.cluster.command("slurm/pipeline.sh", str(pretrain), str(finetune), cwd=project.folder)
     jobs = [line.split()[-1] for line in output.splitlines()]
