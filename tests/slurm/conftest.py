@@ -266,10 +266,22 @@ class Project:
         return len(path.read_text().splitlines()) if path.is_file() else 0
 
     def wait_step(self, job: str, run: str, step: int) -> None:
-        wait_for(lambda: self.steps_done(run) >= step, f"step {step} of {run}", lambda: self.explain(job, run))
+        """Until a run has come to a step; if its job waits in the queue, it is hurried."""
+
+        def there() -> bool:
+            self.hurry_if_put_back(job)
+            return self.steps_done(run) >= step
+
+        wait_for(there, f"step {step} of {run}", lambda: self.explain(job, run))
 
     def wait_files(self, job: str, *paths: Path) -> None:
-        wait_for(lambda: all(path.exists() for path in paths), f"{paths}", lambda: self.explain(job))
+        """Until a job has made some files; if it waits in the queue, it is hurried."""
+
+        def there() -> bool:
+            self.hurry_if_put_back(job)
+            return all(path.exists() for path in paths)
+
+        wait_for(there, f"{paths}", lambda: self.explain(job))
 
     def wait_requeued(self, job: str, run: str | None = None, times: int = 1) -> None:
         wait_for(
@@ -288,14 +300,18 @@ class Project:
         time.sleep(2)  # a start in the same second as the end before it is refused: "Job credential revoked"
         self.cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
+    def hurry_if_put_back(self, job: str) -> None:
+        if self.cluster.field(job, "JobState") == "PENDING" and self.cluster.field(job, "Reason") == "BeginTime":
+            self.hurry(job)
+
     def wait_end(self, job: str, run: str | None = None, seconds: float = WAIT_S, hurry: bool = True) -> str:
         """State in which the job ended for good; every restart is hurried."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "PREEMPTED")
 
         def state() -> str:
             found = self.cluster.field(job, "JobState")
-            if hurry and found == "PENDING" and self.cluster.field(job, "Reason") == "BeginTime":
-                self.hurry(job)
+            if hurry:
+                self.hurry_if_put_back(job)
             if found in ended:
                 time.sleep(0.5)  # a job on its way back into the queue may look as if it had ended
             return found if found in ended and found == self.cluster.field(job, "JobState") else ""

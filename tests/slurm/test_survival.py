@@ -34,19 +34,22 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("to", SIGNALS)
-def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, to):
+def test_signals_save_requeue_and_go_on_with_the_next_step(project, whole):
     """To the script, as before the end of its time; or to each process of the ranks, as Slurm does at a preemption by
-    default: loader workers and wandb's own process get it too."""
-    name = f"signalled_{list(SIGNALS).index(to)}"
-    job = start(project, name, data={"workers": 2})
-    project.cluster.command("scancel", *SIGNALS[to], job)
-    project.wait_requeued(job, name)
-    state = project.state(name)
-    assert state["state"] == "interrupted"
-    assert 10 <= state["step"] < STEPS
+    default: loader workers and wandb's own process get it too. One run gets them all, each in another start."""
+    name, step = "signalled", 4
+    job = start(project, name, step, data={"workers": 2})
+    for restarts, (to, options) in enumerate(SIGNALS.items(), start=1):
+        project.cluster.command("scancel", *options, job)
+        project.wait_requeued(job, name, restarts)
+        state = project.state(name)
+        assert state["state"] == "interrupted", to
+        assert step <= state["step"] < STEPS, to
+        step = state["step"] + 2
+        project.wait_step(job, name, step)
+        assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job), to
     project.came_to_its_end(job, name)
-    assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
+    assert project.cluster.field(job, "Restarts") == str(len(SIGNALS))
     assert project.losses(name) == whole
     assert reported_steps(project.run_dir(name)) == list(range(1, STEPS + 1))
     assert project.wandb_ids(name) == {(project.run_dir(name) / "wandb_id").read_text()}
