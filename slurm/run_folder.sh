@@ -37,13 +37,17 @@ refuse_another_job() { # JOB; one that is ending may still write, and is waited 
 }
 
 job_lives() { # JOB: 0 it runs or waits, 1 it has ended, 2 it is ending, or Slurm gives no answer
-    case $(scontrol show job -o "$1" 2>&1) in
-    *"Invalid job id"* | *JobState=COMPLETED* | *JobState=CANCELLED* | *JobState=*FAIL* | *JobState=TIMEOUT* | \
-        *JobState=PREEMPTED* | *JobState=DEADLINE* | *JobState=OUT_OF_MEMORY* | *JobState=REVOKED*) return 1 ;;
-    *JobState=COMPLETING*) return 2 ;;
-    *JobState=*) return 0 ;;
+    local said
+    said=$(scontrol show job -o "$1" 2>&1)
+    case $said in
+    *"Invalid job id"*) return 1 ;;
+    *JobState=*) said=${said#*JobState=} ;;
+    *) return 2 ;;
     esac
-    return 2
+    case ${said%% *} in
+    COMPLETING) return 2 ;;
+    COMPLETED | CANCELLED* | FAILED | *_FAIL | TIMEOUT | PREEMPTED | DEADLINE | OUT_OF_MEMORY | REVOKED) return 1 ;;
+    esac
 }
 
 refuse_another_process() { # one outside of Slurm, or of another cluster

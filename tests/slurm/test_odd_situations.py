@@ -138,7 +138,7 @@ def test_a_printed_command_can_be_typed_where_a_path_has_blanks(folder):
 
 
 HOLDERS = {
-    "JobId=7 JobState=RUNNING Reason=None": 2,
+    "JobId=7 JobState=RUNNING Reason=None Command=/FAIL/COMPLETED": 2,
     "JobId=7 JobState=PENDING Reason=BeginTime": 2,
     "JobId=7 JobState=SUSPENDED Reason=None": 2,
     "JobId=7 JobState=NODE_FAIL Reason=None": 0,
@@ -157,7 +157,7 @@ def test_a_run_is_its_jobs_as_long_as_slurm_knows_that_job(folder, job):
     assert ("went on" in process.stdout) == (HOLDERS[job] == 0)
     assert (folder / "a run/slurm_job").read_text() == ("7\n" if HOLDERS[job] else "9\n")
     if HOLDERS[job]:
-        state, reason = (word.partition("=")[2] for word in job.split()[1:])
+        state, reason = (word.partition("=")[2] for word in job.split()[1:3])
         assert f"{folder}/a run is held by job 7 ({state}, {reason}): scancel 7 first" in process.stderr
         # The holder itself comes back from the queue.
         assert "went on" in in_job(folder, "hold_run; echo went on", job="7").stdout
