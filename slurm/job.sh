@@ -138,7 +138,8 @@ requeue() { # NODES TO LEAVE OUT, or nothing in quotes; the last act: Slurm ends
     trap 'ended=yes' TERM
     trap '' "$SITE_SIGNAL"
     out=$(job_field ExcNodeList) # those that the job was submitted without stay out
-    scontrol requeue "$JOB" || die "$FAILED" "Slurm refused to requeue job $JOB (--no-requeue?): submit it again by hand"
+    # That SIGTERM may end scontrol, too, before it has said that all went well.
+    scontrol requeue "$JOB" || [ -n "$ended" ] || die "$FAILED" "Slurm refused to requeue job $JOB (--no-requeue?): submit it again by hand"
     if [ -n "$1" ]; then
         [ "$out" = "(null)" ] || [ -z "$out" ] || set -- "$out,$1"
         # Possible only while the job waits, which it does from now on.

@@ -35,7 +35,7 @@ SCONTROL = """#!/bin/bash
 printf '%s\n' "scontrol $*" >>calls
 case "$1 $2" in
 "show job") cat "job_$4" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; } ;;
-requeue*) kill -TERM "$PPID" ;;
+requeue*) kill -TERM "$PPID"; exit 143 ;;
 esac
 """
 # Says of each run file what run_facts.py would: the run's folder, six packs a step.

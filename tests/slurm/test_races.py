@@ -76,6 +76,7 @@ def test_signals_at_the_look_at_the_nodes_and_duplicates_leave_a_run_as_if_undis
     held.wait(job, "check_node.py", "node1", "node2", start=len(ways))
     assert not (folder / "bad_nodes").exists()
     assert "is bad" not in project.log(job)
+    assert "Slurm refused" not in project.log(job)
     held.let_go("check_node.py")
 
     # While it trains, duplicates come; its ranks stand still, so that it cannot end before they do.
