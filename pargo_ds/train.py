@@ -328,7 +328,9 @@ def finish(run: RunConfig, stop: StopRequest, steps_done: int, total_steps: int)
     elif distributed.is_main():
         write_state(run.run_dir, "interrupted", step=steps_done, reason=reasons[0])
         log.info("stopped after step %d of %d (%s); the same command continues", steps_done, total_steps, reasons[0])
-    stop.forget_file()
+    # A file that came while a signal was being obeyed is a word for what starts next.
+    if steps_done == total_steps or reasons[0] == stop.FILE_REASON:
+        stop.forget_file()
     distributed.barrier()
 
 

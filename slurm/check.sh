@@ -42,6 +42,8 @@ check_values() { # values that do not go together
     fi
     [ $((2 * SITE_SIGNAL_LEAD)) -lt "$(in_seconds "$SITE_TIME")" ] ||
         fault "site.env: the signal comes SITE_SIGNAL_LEAD=$SITE_SIGNAL_LEAD s before the end of SITE_TIME=$SITE_TIME: no time to train"
+    [ "$SITE_SIGNAL_LEAD" -lt "$(in_seconds "$SITE_SMALL_TIME")" ] ||
+        fault "site.env: the signal comes SITE_SIGNAL_LEAD=$SITE_SIGNAL_LEAD s before the end of SITE_SMALL_TIME=$SITE_SMALL_TIME: no time for shards"
     [ "$SITE_SIGNAL_LEAD" -ge 120 ] || note "SITE_SIGNAL_LEAD=$SITE_SIGNAL_LEAD s is short for a step and a checkpoint of a large model"
     [ "$FAULTS" -ne "$before" ] || good "site.env: the values go together"
 }
@@ -110,7 +112,7 @@ check_run() { # RUN.yaml: the settings, on each number of nodes that a job may g
         elif [[ $said == *"does not divide over"* ]]; then
             note "$file on $nodes x $SITE_RANKS_PER_NODE ranks: $(tail -n 1 <<<"$said"); a node would stay idle"
         else
-            fault "$file: $(tail -n 5 <<<"$said")"
+            fault "$file: $(tail -n 5 <<<"$said") (SITE_PYTHON=$SITE_PYTHON)"
             return
         fi
     done

@@ -1,7 +1,10 @@
-# Shared by the scripts of this folder: the site's values, submitting, and what a job says first. Sourced, never run.
+# Shared by the scripts of this folder: the site's values, its environment, submitting. Sourced, never run.
 # shellcheck shell=bash
 #
 # No script here uses `set -e`: an interrupted `wait` returns 138, and the shell would leave srun behind.
+
+# shellcheck source=slurm/job.sh
+source "${BASH_SOURCE[0]%/*}/job.sh"
 
 NEEDED=(SITE_NODES SITE_GPUS_PER_NODE SITE_RANKS_PER_NODE SITE_CPUS_PER_TASK SITE_TIME SITE_SMALL_CPUS SITE_SMALL_TIME
     SITE_SIGNAL SITE_SIGNAL_LEAD SITE_MAX_RESTARTS SITE_LOGS SITE_SCRATCH SITE_PYTHON)
@@ -44,11 +47,29 @@ read_site() {
     SITE_SBATCH_OPTIONS=() SITE_SRUN_OPTIONS=() SITE_CONTAINER_FLAGS=() SITE_CONTAINER_COMMAND=()
     # shellcheck disable=SC2329 # enter_environment calls it, or the one of site.env
     site_environment() { :; }
-    # shellcheck source=slurm/site.env.example
-    source slurm/site.env || die "$DO_NOT_RESTART" "slurm/site.env cannot be read by bash"
+    every_line source slurm/site.env
+    [ -z "$FAILED_LINE" ] || die "$DO_NOT_RESTART" "slurm/site.env: $FAILED_LINE"
     for name in "${NEEDED[@]}"; do [ -n "${!name}" ] || missing+=("$name"); done
     [ "${#missing[@]}" -eq 0 ] || die "$DO_NOT_RESTART" "slurm/site.env does not set ${missing[*]}; see slurm/site.env.example"
     SITE_SMALL_PARTITION=${SITE_SMALL_PARTITION:-$SITE_PARTITION}
+}
+
+every_line() { # COMMAND of site.env...: as with `set -e`, but FAILED_LINE says which of its own lines failed, or nothing
+    local status number=''
+    FAILED_LINE=''
+    set -E
+    # Only lines that COMMAND itself has: what it calls (module, conda) may fail inside and yet end well. Bash keeps the
+    # trap quiet in all that is called from a condition: this function and its callers must not be, neither by `|| die`.
+    trap '[ "${FUNCNAME[1]:-}" != every_line ] || number=${number:-$LINENO}' ERR
+    "$@"
+    status=$?
+    trap - ERR
+    set +E
+    if [ -n "$number" ]; then
+        FAILED_LINE="line $number failed: $(sed -n "${number}s/^ *//p" slurm/site.env)"
+    elif [ "$status" -ne 0 ]; then
+        FAILED_LINE="it ended with status $status, see above"
+    fi
 }
 
 # Submitting
@@ -96,8 +117,8 @@ submit() { # KIND SCRIPT [ARGUMENTS...]; the array SBATCH_EXTRA holds further op
         local conf=${SLURM_CONF:-} name
         for name in ${!SLURM_@}; do unset "$name"; done
         [ -z "$conf" ] || export SLURM_CONF=$conf
-        # --parsable adds ;CLUSTER on federated sites
-        PARGO_SUBMITTED=1 sbatch --parsable --output="$SITE_LOGS/%x-%j.out" "${OPTIONS[@]}" "${SBATCH_EXTRA[@]}" \
+        # A file STOP that is younger than this is meant for the job. --parsable adds ;CLUSTER on federated sites.
+        PARGO_SUBMITTED=${SUBMITTED:-$(date +%s)} sbatch --parsable --output="$SITE_LOGS/%x-%j.out" "${OPTIONS[@]}" "${SBATCH_EXTRA[@]}" \
             "slurm/$script" "$@" | cut -d ';' -f 1
     )
 }
@@ -111,65 +132,14 @@ split_arguments() { # ARGUMENTS... -> ARGUMENTS (before --), SBATCH_EXTRA (after
     [ $# -eq 0 ] || SBATCH_EXTRA=("${@:2}")
 }
 
-take_over() { # KIND SCRIPT [ARGUMENTS...]: a job that plain `sbatch` started asks once more, with the site's values
-    local wrong id
-    [ -z "${PARGO_SUBMITTED:-}" ] || return 0
-    wrong=$(allocation_faults "$1")
-    [ -n "$wrong" ] || return 0
-    say "job $SLURM_JOB_ID is not what slurm/site.env asks for: $wrong. Submitting again with the site's values."
-    id=$(submit "$@") && [ -n "$id" ] || die "$DO_NOT_RESTART" "sbatch refused the job; see above"
-    say "job $id takes over (log: $SITE_LOGS); this one ends. slurm/$2 without sbatch spares the detour."
-    exit 0
-}
-
-allocation_faults() { # KIND; prints what differs from the site's values
-    local nodes=1 gpus=0 time=$SITE_SMALL_TIME partition=$SITE_SMALL_PARTITION cpus=$SITE_SMALL_CPUS found
-    case $1 in
-    training)
-        nodes=$SITE_NODES gpus=$SITE_GPUS_PER_NODE time=$SITE_TIME partition=$SITE_PARTITION
-        cpus=$((SITE_CPUS_PER_TASK * SITE_RANKS_PER_NODE))
-        ;;
-    evaluation) gpus=$((SITE_GPUS_PER_NODE > 0)) partition=$SITE_PARTITION ;;
-    esac
-    case ",$partition," in
-    ,, | *",$SLURM_JOB_PARTITION,"*) ;;
-    *) printf 'partition %s instead of %s; ' "$SLURM_JOB_PARTITION" "$partition" ;;
-    esac
-    if [ "$SLURM_JOB_NUM_NODES" -lt "${nodes%-*}" ] || [ "$SLURM_JOB_NUM_NODES" -gt "${nodes#*-}" ]; then
-        printf '%s nodes instead of %s; ' "$SLURM_JOB_NUM_NODES" "$nodes"
-    fi
-    [ "${SLURM_GPUS_ON_NODE:-0}" -eq "$gpus" ] || printf '%s GPUs a node instead of %s; ' "${SLURM_GPUS_ON_NODE:-0}" "$gpus"
-    [ "${SLURM_CPUS_ON_NODE:-0}" -ge "$cpus" ] || printf '%s CPUs a node instead of %s; ' "${SLURM_CPUS_ON_NODE:-0}" "$cpus"
-    found=$(job_field TimeLimit)
-    [ "$(in_seconds "$found")" = "$(in_seconds "$time")" ] || printf 'time %s instead of %s; ' "$found" "$time"
-}
-
-job_field() { # NAME [JOB]; a field of `scontrol show job`
-    scontrol show job -o "${2:-$SLURM_JOB_ID}" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$1=//p" | head -n 1
-}
-
-in_seconds() { # Slurm's times: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED
-    local time=$1 days=0 piece
-    local -a pieces
-    case $time in
-    '' | *[!0-9:-]*) echo 999999999 && return ;;
-    *-*) days=${time%%-*} time=${time#*-} ;;
-    esac
-    IFS=: read -r -a pieces <<<"$time"
-    for piece in "${!pieces[@]}"; do pieces[piece]=$((10#${pieces[piece]})); done
-    if [ "$1" != "$time" ] || [ "${#pieces[@]}" -eq 3 ]; then
-        echo $((days * 86400 + pieces[0] * 3600 + ${pieces[1]:-0} * 60 + ${pieces[2]:-0}))
-    else
-        echo $((pieces[0] * 60 + ${pieces[1]:-0}))
-    fi
-}
-
-# In a job
+# The site's environment
 
 enter_environment() {
     # modules and conda's activation use variables that are not set
     set +u
-    site_environment || die "$FAILED" "site_environment of slurm/site.env failed"
+    every_line site_environment
+    [ -z "$FAILED_LINE" ] || die "$DO_NOT_RESTART" \
+        "site_environment of slurm/site.env: $FAILED_LINE (where that does no harm, write || true behind it)"
     set -u
     export PYTHONUNBUFFERED=1 OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" TQDM_MININTERVAL="${TQDM_MININTERVAL:-10}"
     [ -z "$SITE_S3_ENDPOINT" ] || export S3_ENDPOINT_URL="$SITE_S3_ENDPOINT"
@@ -177,12 +147,20 @@ enter_environment() {
 }
 
 python_here() { # one Python process in the site's environment
+    local status
     if [ "${#SITE_CONTAINER_FLAGS[@]}" -gt 0 ]; then
         [ -n "${SLURM_JOB_ID:-}" ] || return 75 # pyxis starts containers for steps only
         srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=1 "${SITE_CONTAINER_FLAGS[@]}" "$SITE_PYTHON" "$@"
     else
         "${SITE_CONTAINER_COMMAND[@]}" "$SITE_PYTHON" "$@"
     fi
+    status=$?
+    case $status in 126 | 127) python_fault "cannot be run" ;; esac
+    return "$status"
+}
+
+python_fault() { # WHAT IS WRONG
+    echo "error: slurm/site.env: SITE_PYTHON=$SITE_PYTHON $1; see above, and what site_environment and the container do" >&2
 }
 
 read_run() { # RUN.yaml [--set ...] -> RUN_DIR PACKS START_FROM HELD_OUT; 2 and the faults when it cannot be used
@@ -190,71 +168,19 @@ read_run() { # RUN.yaml [--set ...] -> RUN_DIR PACKS START_FROM HELD_OUT; 2 and 
     local -a facts
     text=$(python_here slurm/run_facts.py "$@")
     status=$?
-    [ "$status" -eq 0 ] || return "$status"
+    case $status in
+    0) ;;
+    2 | 75 | 126 | 127) return "$status" ;;
+    *)
+        [ -n "$ASKED" ] || python_fault "could not read the run file (status $status)"
+        return "$status"
+        ;;
+    esac
     mapfile -t facts <<<"$text"
     RUN_DIR=${facts[0]} PACKS=${facts[1]} START_FROM=${facts[2]:-} HELD_OUT=${facts[3]:-}
 }
 
-describe_job() { # what was run, where, with which versions and environment; no secrets
-    local name
-    say "job $SLURM_JOB_ID ($SLURM_JOB_NAME), start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, in $PROJECT"
-    say "revision $(git rev-parse HEAD 2>/dev/null || echo unknown)$(git diff --quiet HEAD 2>/dev/null || echo ', with local changes')"
-    python_here - <<'PYTHON'
-import importlib.metadata, platform
-found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-names = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm", "wandb", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
-print("Python", platform.python_version(), *(f"{name} {found[name]}" for name in names if name in found))
-PYTHON
-    echo "environment:"
-    for name in $(compgen -e | grep -E "$SHOWN_NAMES" | grep -Ev "$SECRET_NAMES"); do
-        # an address may hold a password too
-        printf '  %s=%q\n' "$name" "${!name}" | sed -E 's#(://)[^/@[:space:]]*@#\1...@#g'
-    done
-}
-
-run_process() { # TOOL [ARGUMENTS...]: one process; ends this script with its status, or back in the queue with RESUMABLE=yes
-    local pid asked='' status=0 late
-    trap 'asked=yes' "$SITE_SIGNAL" TERM
-    enter_environment
-    describe_job
-    [ "$SITE_GPUS_PER_NODE" != 0 ] || export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=''
-    say "$*"
-    srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SITE_SMALL_CPUS" "${STEP[@]}" "$SITE_PYTHON" "$@" &
-    pid=$!
-    while kill -0 "$pid" 2>/dev/null; do
-        wait "$pid"
-        status=$?
-        [ -z "$asked" ] || scancel --signal=TERM "$SLURM_JOB_ID" # the step; this script is not meant
-    done
-    wait "$pid" 2>/dev/null
-    late=$?
-    [ "$late" -eq 127 ] || status=$late # 127: the first wait had it
-    say "ended with status $status"
-    if [ -n "$asked" ] && [ "$status" -ne 0 ] && [ "${RESUMABLE:-}" = yes ] && ! given_up; then requeue ""; fi
-    exit "$status"
-}
-
-requeue() { # NODES TO LEAVE OUT, or nothing in quotes; the last act: Slurm ends this script at once
-    local ended=''
-    # By the script even after a preemption: when all ends within the grace, Slurm takes the job for failed.
-    # Slurm's SIGTERM must set off nothing any more, only tell that the job is put back.
-    trap 'ended=yes' TERM
-    trap '' "$SITE_SIGNAL"
-    scontrol requeue "$SLURM_JOB_ID" || die "$FAILED" "Slurm refused to requeue job $SLURM_JOB_ID (JobRequeue=0?): submit it again by hand"
-    # Possible only while the job waits, which it does from now on.
-    [ -z "$1" ] || scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$1" || say "could not exclude $1"
-    while [ -z "$ended" ]; do sleep 1; done
-    exit "$FAILED"
-}
-
-given_up() { # whether the job ends because of scancel: then it must not come back
-    local start limit
-    # Both scancel and the end of the time show as COMPLETING, but a job that is preempted still runs in its grace.
-    case $(job_field JobState) in
-    CANCELLED*) return 0 ;;
-    COMPLETING) ;;
-    *) return 1 ;;
-    esac
-    start=$(date -d "$(job_field StartTime)" +%s 2>/dev/null) limit=$(in_seconds "$(job_field TimeLimit)")
-    [ $(($(date +%s) - ${start:-0})) -lt "$limit" ]
+check_division() { # RUN.yaml: ranks of one node must divide its packs, or those of no number of nodes do
+    [ $((PACKS % SITE_RANKS_PER_NODE)) -eq 0 ] || die "$DO_NOT_RESTART" \
+        "$1: batch.packs_per_step=$PACKS divides over no number of nodes with SITE_RANKS_PER_NODE=$SITE_RANKS_PER_NODE ranks (slurm/site.env) each; make it a multiple"
 }

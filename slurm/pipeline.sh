@@ -10,6 +10,8 @@ here=$(dirname "$0")
 # shellcheck source=slurm/core.sh
 source "$here/core.sh"
 open_project "$here"
+# shellcheck source=slurm/training.sh
+source slurm/training.sh
 
 pretrain=${1:-ds_configs/pretrain.yaml} finetune=${2:-ds_configs/finetune.yaml}
 more=()
@@ -17,22 +19,27 @@ more=()
 last=''
 
 chain() { # KIND SCRIPT ARGUMENTS...: submit it to run when the job before it has ended well
+    local submit=(submit "$1")
+    [ "$1" != training ] || submit=(submit_run)
+    shift
     SBATCH_EXTRA=()
     # A job that goes back into the queue keeps its id: afterok waits for its last end. Without the second option
     # jobs after a failed one would wait for ever.
     [ -z "$last" ] || SBATCH_EXTRA=(--dependency="afterok:$last" --kill-on-invalid-dep=yes)
-    last=$(submit "$@") && [ -n "$last" ] || die "$DO_NOT_RESTART" "sbatch refused ${*:2}; cancel the jobs above with scancel"
-    echo "${*:2}: job $last"
+    last=$("${submit[@]}" "$@") && [ -n "$last" ] || die "$DO_NOT_RESTART" "sbatch refused $*; cancel the jobs above with scancel"
+    echo "$*: job $last"
 }
 
 enter_environment
 read_run "$pretrain" "${more[@]}" || exit "$DO_NOT_RESTART"
+[ -e "$RUN_DIR/DONE" ] || check_division "$pretrain"
 first=$RUN_DIR
 read_run "$finetune" "${more[@]}" || exit "$DO_NOT_RESTART"
 [ -n "$START_FROM" ] || die "$DO_NOT_RESTART" "$finetune has no start_from; give it the folder for the first export, such as $first/export"
+[ -e "$RUN_DIR/DONE" ] || check_division "$finetune"
 shards=${3:-$HELD_OUT}
 
-[ -e "$first/DONE" ] || chain training pretrain.sh "$pretrain"
+[ -e "$first/DONE" ] || RUN_DIR=$first chain training pretrain.sh "$pretrain"
 [ -z "$last" ] && [ -d "$START_FROM" ] || chain small convert.sh "$first" "$START_FROM" --force
 [ -e "$RUN_DIR/DONE" ] || chain training finetune.sh "$finetune"
 [ -z "$last" ] && [ -d "$RUN_DIR/export" ] || chain small convert.sh "$RUN_DIR" "$RUN_DIR/export" --merge-lora --force

@@ -1,6 +1,12 @@
 # One training under Slurm: started, stopped in time, put back into the queue. Sourced by pretrain.sh and finetune.sh.
 # shellcheck shell=bash
 
+# shellcheck source=slurm/run_folder.sh
+source "${BASH_SOURCE[0]%/*}/run_folder.sh"
+# What a rank's status 2 (do not start again) becomes: srun ends the other ranks with a signal and tells the highest status
+# of all, so that one must be higher than any signal's.
+FINAL=222
+
 training() { # TEMPLATE DEFAULT_RUN.yaml [RUN.yaml] [--set a.b=c ...] [-- SBATCH OPTIONS]
     local template=$1 run_file=$2
     shift 2
@@ -25,119 +31,96 @@ training() { # TEMPLATE DEFAULT_RUN.yaml [RUN.yaml] [--set a.b=c ...] [-- SBATCH
 }
 
 submit_training() { # TEMPLATE [ARGUMENTS...]; a run file that cannot be used, or a run that is done, queues nothing
+    local other=''
     enter_environment
     read_run "${ARGUMENTS[@]}"
     case $? in
     0)
         [ ! -e "$RUN_DIR/DONE" ] || die "$DO_NOT_RESTART" "$RUN_DIR is finished (it has a DONE file); give the run another name"
-        [ ! -s "$RUN_DIR/bad_nodes" ] || SBATCH_EXTRA=(--exclude="$(bad_nodes)" "${SBATCH_EXTRA[@]}")
+        check_division "${ARGUMENTS[0]}"
+        [ ! -s "$RUN_DIR/slurm_job" ] || read -r other <"$RUN_DIR/slurm_job"
+        [ -z "$other" ] || ! job_lives "$other" ||
+            echo "note: job $other holds $RUN_DIR; the new one ends with status $DO_NOT_RESTART if it starts before the end of that one" >&2
         ;;
     75) ;; # only the job's container has a Python
     *) exit "$DO_NOT_RESTART" ;;
     esac
-    submit training "$@"
+    submit_run "$@"
+}
+
+submit_run() { # TEMPLATE [ARGUMENTS...]; the run is the one of RUN_DIR, if that could be read; prints the job's id
+    local bad=''
+    [ -z "${RUN_DIR:-}" ] || bad=$(bad_nodes)
+    # sbatch heeds its last --exclude only
+    [ -z "$bad" ] || SBATCH_EXTRA+=(--exclude="$(left_out "${SITE_SBATCH_OPTIONS[@]}" "${SBATCH_EXTRA[@]}")$bad")
+    submit training "$@" && return
+    [ -z "$bad" ] || die "$FAILED" "sbatch was to leave out $bad, as $RUN_DIR/bad_nodes says: delete the lines of nodes that are well again"
+    exit "$FAILED"
+}
+
+left_out() { # OPTIONS of sbatch; the nodes that they leave out, with a comma behind each
+    local word before=''
+    for word in "$@"; do
+        case $word in
+        --exclude=*) printf '%s,' "${word#*=}" ;;
+        -x?*) printf '%s,' "${word#-x}" ;;
+        *) case $before in --exclude | -x) printf '%s,' "$word" ;; esac ;;
+        esac
+        before=$word
+    done
 }
 
 train() { # the job itself; ARGUMENTS are those of pargo_ds.train
-    trap 'ask_to_stop' "$SITE_SIGNAL" TERM
-    ASKED='' USER_STOP='' RUN_DIR='' PID=''
+    heed_signals
+    USER_STOP='' RUN_DIR=''
     enter_environment
-    if ! read_run "${ARGUMENTS[@]}"; then exit "$DO_NOT_RESTART"; fi
+    read_run "${ARGUMENTS[@]}" || {
+        end_if_asked $?
+        exit "$DO_NOT_RESTART"
+    }
     [ ! -e "$RUN_DIR/DONE" ] || { say "$RUN_DIR is finished" && exit 0; }
-    mkdir -p "$RUN_DIR" || exit "$FAILED"
-    describe_job
+    export PARGO_SUBMITTED="${PARGO_SUBMITTED:-$(submission_time)}"
+    hold_run
     look_at_stop_file
     count_restarts
+    end_if_asked
+    describe_job
     choose_nodes
+    end_if_asked
     launch
     after_training
 }
 
-# The file STOP is how a request reaches the ranks: they look for it after each step and agree. Signals would not do:
-# those to srun or torchrun end it before the ranks have saved, and a site's cgroups then kill the ranks.
-
-ask_to_stop() {
-    [ -n "$ASKED" ] || say "asked to stop: the running step will be finished and saved"
-    ASKED=yes
-    write_stop_file
-}
-
-write_stop_file() {
-    [ -n "$RUN_DIR" ] && [ -n "$PID" ] || return 0
-    # A file that is there is the user's: then the run shall not go on.
-    if [ -e "$RUN_DIR/STOP" ]; then
-        ours || USER_STOP=yes
-    else
-        echo "slurm job $SLURM_JOB_ID" >"$RUN_DIR/STOP"
-    fi
-}
-
-ours() { grep -qs '^slurm job' "$RUN_DIR/STOP"; }
-
-look_at_stop_file() { # one that our trap left behind would stop this start; a user's counts while the job waited
-    [ -e "$RUN_DIR/STOP" ] || return 0
-    if ! ours && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then
-        rm -f "$RUN_DIR/STOP"
-        say "the file STOP was put into $RUN_DIR while the job waited: it ends here"
-        exit "$STOPPED"
-    fi
-    rm -f "$RUN_DIR/STOP"
-    say "removed a file STOP that was left over"
-}
-
-# Restarts without progress: $RUN_DIR/restarts holds the newest checkpoint's step at the last start, and how many starts
-# in a row found no newer one. Counted at the start, so that those after a lost node count too.
-
-newest_step() {
-    local folder
-    folder=$(cat "$RUN_DIR/checkpoints/latest" 2>/dev/null)
-    echo $((10#0${folder##*_}))
-}
-
-count_restarts() {
-    local before=-1 count=0
-    STEP_AT_START=$(newest_step) RESTARTS=0
-    # A job that a person submits begins to count anew.
-    if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -s "$RUN_DIR/restarts" ]; then
-        read -r before count <"$RUN_DIR/restarts"
-        [ "$STEP_AT_START" -gt "$before" ] || RESTARTS=$((count + 1))
-    fi
-    # Uncounted restarts would never come to an end.
-    echo "$STEP_AT_START $RESTARTS" >"$RUN_DIR/restarts" ||
-        die "$FAILED" "$RUN_DIR cannot be written: make it writable or make room, then submit again"
-    [ "$RESTARTS" -le "$SITE_MAX_RESTARTS" ] || give_up
-}
-
-give_up() {
-    say "$SITE_MAX_RESTARTS restarts in a row brought no checkpoint after step $STEP_AT_START: no further one. See $RUN_DIR/failure.txt and the logs; submit again to try again"
-    exit "$FAILED"
+end_if_asked() { # [STATUS of srun]; before there are ranks to ask: nothing is started, nothing judged
+    # Slurm may signal a step and not this script (preemption), or this script a moment later.
+    case ${1:-0} in 143 | "$((128 + $(kill -l "$SITE_SIGNAL")))") ASKED=yes ;; esac
+    [ -n "$ASKED" ] || return 0
+    say "asked to stop before the ranks were started"
+    requeue ""
 }
 
 # Nodes
 
-bad_nodes() { cut -d ' ' -f 1 "$RUN_DIR/bad_nodes" 2>/dev/null | sort -u | paste -sd ,; }
-
 choose_nodes() { # -> HOSTS: good ones, as many as divide the batch
     local ranks
+    check_division "${ARGUMENTS[0]}"
     mapfile -t HOSTS < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
     [ "$SITE_PREFLIGHT" != yes ] || check_nodes
-    while [ "${#HOSTS[@]}" -gt 0 ]; do
-        ranks=$((${#HOSTS[@]} * SITE_RANKS_PER_NODE))
-        [ $((PACKS % ranks)) -ne 0 ] || break
+    while ranks=$((${#HOSTS[@]} * SITE_RANKS_PER_NODE)) && [ $((PACKS % ranks)) -ne 0 ]; do
         say "batch.packs_per_step=$PACKS does not divide over $ranks ranks: ${HOSTS[-1]} stays idle"
         unset 'HOSTS[-1]'
     done
-    [ "${#HOSTS[@]}" -gt 0 ] || die "$DO_NOT_RESTART" "batch.packs_per_step=$PACKS divides over no number of nodes with $SITE_RANKS_PER_NODE ranks each"
 }
 
 check_nodes() { # each node says what is wrong with it, or that all is well; one that says nothing is bad
     local host verdict good=() report=$RUN_DIR/preflight
-    srun --nodes="${#HOSTS[@]}" --ntasks="${#HOSTS[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 --time=5 \
-        "${STEP[@]}" timeout 240 "$SITE_PYTHON" tools/check_node.py --gpus "$SITE_GPUS_PER_NODE" --scratch "$SITE_SCRATCH" \
-        --free-gb "${SITE_PREFLIGHT_FREE_GB:-0}" >"$report" 2>"$report.errors"
+    attended end_check start_check
+    # A node that hangs makes the step end in a signal, too.
+    ! grep -q 'STEP .* DUE TO TIME LIMIT' "$report.errors" || STATUS=124
+    end_if_asked "$STATUS"
     if [ "${#HOSTS[@]}" -gt 1 ] && ! grep -q '^node ' "$report"; then
         cat "$report.errors"
-        die "$FAILED" "no node gave an answer to tools/check_node.py: rather site.env's environment than all nodes"
+        die "$FAILED" "no node gave an answer to tools/check_node.py: rather site.env (SITE_PYTHON, site_environment) than all nodes"
     fi
     for host in "${HOSTS[@]}"; do
         verdict=$(sed -n "s/^node ${host}: //p" "$report" | tail -n 1)
@@ -157,10 +140,17 @@ check_nodes() { # each node says what is wrong with it, or that all is well; one
     HOSTS=("${good[@]}")
 }
 
+start_check() { # the same process as this: it gets the signals
+    exec srun --nodes="${#HOSTS[@]}" --ntasks="${#HOSTS[@]}" --ntasks-per-node=1 --kill-on-bad-exit=0 --time=5 \
+        "${STEP[@]}" timeout 240 "$SITE_PYTHON" tools/check_node.py --gpus "$SITE_GPUS_PER_NODE" --scratch "$SITE_SCRATCH" \
+        --free-gb "${SITE_PREFLIGHT_FREE_GB:-0}" >"$report" 2>"$report.errors"
+}
+
+end_check() { kill "$PID"; }
+
 # The run
 
 launch() { # one task for each rank, so that no launcher stands between a rank and its exit status
-    local late
     local -a command=("$SITE_PYTHON" -m pargo_ds.train "${ARGUMENTS[@]}" --set "survival.stop_signal=$SITE_SIGNAL")
     [ -z "$SITE_WANDB" ] || command+=(--set "reporting.wandb=$SITE_WANDB")
     [ -z "$SITE_CACHE" ] || command+=(--set "data.cache=$SITE_CACHE")
@@ -175,28 +165,15 @@ launch() { # one task for each rank, so that no launcher stands between a rank a
     rm -f "$RUN_DIR/state.json" # what stands there afterwards is of this start
     say "starting ${#HOSTS[@]} x $SITE_RANKS_PER_NODE ranks on ${HOSTS[*]} after step $STEP_AT_START; ranks log into $RUN_DIR/logs"
     # Not inherited from sbatch since Slurm 22.05: --cpus-per-task. A rank's number must be taken inside of srun.
-    # In the background: bash would run no trap while a program in the foreground lives.
+    # The shell around each rank outlives its signals (`trap :`), to tell its status.
     # shellcheck disable=SC2016
-    srun --nodes="${#HOSTS[@]}" --nodelist="$(IFS=, && echo "${HOSTS[*]}")" --ntasks="$((${#HOSTS[@]} * SITE_RANKS_PER_NODE))" \
+    attended write_stop_file \
+        srun --nodes="${#HOSTS[@]}" --nodelist="$(IFS=, && echo "${HOSTS[*]}")" --ntasks="$((${#HOSTS[@]} * SITE_RANKS_PER_NODE))" \
         --ntasks-per-node="$SITE_RANKS_PER_NODE" --cpus-per-task="$SITE_CPUS_PER_TASK" --kill-on-bad-exit=1 --wait=300 --label \
         "${STEP[@]}" bash -c \
-        'export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS && exec "$@"' rank "${command[@]}" &
-    PID=$!
-    STATUS=0
-    # A signal interrupts `wait`, which then returns no status of srun: only a process that is gone ends the loop.
-    while kill -0 "$PID" 2>/dev/null; do
-        if [ -z "$ASKED" ]; then
-            wait "$PID"
-            STATUS=$?
-        else
-            write_stop_file # again and again: a start that is still under way removes it
-            sleep 1
-        fi
-    done
-    wait "$PID" 2>/dev/null
-    late=$?
-    [ "$late" -eq 127 ] || STATUS=$late # 127: the first wait had it
-    PID=''
+        'trap : TERM USR1 USR2; export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+        final=$1; shift; "$@"; status=$?; [ "$status" -ne 2 ] || status=$final; exit "$status"' rank "$FINAL" "${command[@]}"
+    [ "$STATUS" -ne "$FINAL" ] || STATUS=$DO_NOT_RESTART
 }
 
 state() { # KEY of state.json, one line that the project itself writes
@@ -209,7 +186,9 @@ after_training() { # done, stopped for good, hopeless, or once more; launchers l
     say "ranks ended with status $STATUS; state.json: ${state:-nothing new} after step $(newest_step)${reason:+ ($reason)}"
     wandb_hint
     [ ! -e "$RUN_DIR/DONE" ] || { say "$RUN_DIR is finished" && exit 0; }
-    if [ "$restart" = false ] || { [ -z "$state" ] && [ "$STATUS" -eq "$DO_NOT_RESTART" ]; }; then
+    # The first error stands in state.json, unless there was no way to write it.
+    [ "$state" = failed ] || [ "$STATUS" -ne "$DO_NOT_RESTART" ] || restart=false reason='a rank ended with status 2, its words stand above'
+    if [ "$restart" = false ]; then
         say "starting again would not help: $reason"
         exit "$DO_NOT_RESTART"
     fi
@@ -218,14 +197,14 @@ after_training() { # done, stopped for good, hopeless, or once more; launchers l
         say "stopped by $reason: it stays so until somebody submits it again"
         exit "$STOPPED"
     fi
-    if given_up; then say "cancelled" && exit "$FAILED"; fi
+    leave_to_slurm
     if [ "$(newest_step)" -le "$STEP_AT_START" ] && [ "$RESTARTS" -ge "$SITE_MAX_RESTARTS" ]; then give_up; fi
     say "back into the queue"
-    rm -f "$RUN_DIR/STOP"
+    ! ours || rm -f "$RUN_DIR/STOP" # a person's that came too late for this start is meant for the next one
     requeue "$(bad_nodes)"
 }
 
 wandb_hint() {
     compgen -G "$RUN_DIR/wandb/offline-run-*" >/dev/null || return 0
-    say "wandb was offline; where there is a network: wandb sync $RUN_DIR/wandb/offline-run-*"
+    say "wandb was offline; where there is a network: wandb sync $(printf %q "$RUN_DIR")/wandb/offline-run-*"
 }

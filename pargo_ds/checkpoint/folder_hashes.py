@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -74,7 +75,7 @@ def check_hashes(folder: Path, share: int = 0, shares: int = 1, *, weights: bool
         said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in faults.items() if names)
         raise CheckpointError(
             f"{folder} is not as it was exported, says its {HASHES}: {said}. Copy or download it again; if the change "
-            f"was meant, accept it with tools/convert_checkpoint.py rehash {folder}"
+            f"was meant, accept it with tools/convert_checkpoint.py rehash {shlex.quote(str(folder))}"
         )
     return True
 

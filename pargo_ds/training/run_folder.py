@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import platform
+import shlex
 import time
 from pathlib import Path
 from typing import IO, Any
@@ -102,7 +103,7 @@ def hold(run: RunConfig) -> IO[str] | None:
                 file.close()
                 raise RunBusyError(
                     f"{run.run_dir} is being trained by another process ({holder}); stop that one first (touch "
-                    f"{run.run_dir}/STOP), or give this run another name"
+                    f"{shlex.quote(str(run.run_dir / 'STOP'))}), or give this run another name"
                 ) from None
             time.sleep(0.2)
         except OSError as error:

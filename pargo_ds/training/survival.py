@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import faulthandler
 import json
 import logging
@@ -16,6 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pargo_ds import distributed
 
 log = logging.getLogger("pargo_ds")
@@ -23,6 +27,10 @@ log = logging.getLogger("pargo_ds")
 DONE, FAILED, DO_NOT_RESTART = 0, 1, 2
 """Exit statuses. Interrupted is 0 too: the run did what it was asked to; state.json tells the two apart."""
 STATE, STOP, FAILURE = "state.json", "STOP", "failure.txt"
+STATE_BYTES = 4096
+"""Size of state.json, filled up with blanks: a full disk has room for its last word, in the place of the one before."""
+SUBMITTED = "PARGO_SUBMITTED"
+"""Environment: when the run was asked for (seconds since 1970), if that was long before its processes began (Slurm)."""
 
 
 class StopRequest:
@@ -30,6 +38,8 @@ class StopRequest:
 
     Signals only leave a note, so a second one does not disturb the save that the first one led to.
     """
+
+    FILE_REASON = f"the file {STOP}"
 
     def __init__(self, run_dir: Path, own_signal: str) -> None:
         self.file = run_dir / STOP
@@ -43,13 +53,21 @@ class StopRequest:
     def asked(self) -> bool:
         """True once this rank knows of a request (rank 0 also looks for the file); ranks must agree before they act."""
         if self.reason is None and distributed.is_main() and self.file.exists():
-            self.reason = f"the file {STOP}"
+            self.reason = self.FILE_REASON
         return self.reason is not None
 
     def forget_file(self) -> None:
-        """Remove the file: a request that was obeyed, or one left over from before the run began."""
+        """Remove the file: the request was obeyed."""
         if distributed.is_main():
             self.file.unlink(missing_ok=True)
+
+    def forget_old_file(self) -> None:
+        """Remove a file that was left over from before this start was asked for; a younger one is meant for it."""
+        asked_for = float(os.environ.get(SUBMITTED) or psutil.Process().create_time())
+        with contextlib.suppress(FileNotFoundError):
+            if distributed.is_main() and self.file.stat().st_mtime < asked_for:
+                self.file.unlink()
+                log.info("removed a file %s that was left over", STOP)
 
 
 class Watchdog:
@@ -78,11 +96,24 @@ class Watchdog:
 
 
 def write_state(run_dir: Path, state: str, *, step: int | None = None, reason: str = "", restart: bool = True) -> None:
-    """Write state.json in one rename (any rank; the last word counts)."""
+    """Write state.json in one rename (any rank; the last word counts); where that finds no room, in place."""
     body = {"state": state, "step": step, "reason": reason, "restart": restart, "time": time.time()}
     aside = run_dir / f".{STATE}.{distributed.rank()}"
-    aside.write_text(json.dumps(body) + "\n")
-    aside.replace(run_dir / STATE)
+    try:
+        aside.write_text(_filled_up(body))
+        aside.replace(run_dir / STATE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        aside.unlink(missing_ok=True)
+        body["reason"] = reason[: STATE_BYTES // 16]  # escaped, a character may take twelve bytes
+        with open(run_dir / STATE, "r+") as file:
+            file.write(_filled_up(body))
+
+
+def _filled_up(body: dict[str, Any]) -> str:
+    """One line of JSON of at least STATE_BYTES."""
+    return json.dumps(body).ljust(STATE_BYTES - 1) + "\n"
 
 
 def read_state(run_dir: Path) -> dict[str, Any]:
@@ -93,7 +124,7 @@ def read_state(run_dir: Path) -> dict[str, Any]:
 
 def begin(run_dir: Path, stop: StopRequest) -> None:
     """Rank 0: forget how the run stood before."""
-    stop.forget_file()
+    stop.forget_old_file()
     if distributed.is_main():
         (run_dir / FAILURE).unlink(missing_ok=True)
         write_state(run_dir, "running")

@@ -266,7 +266,22 @@ class Project:
         return len(path.read_text().splitlines()) if path.is_file() else 0
 
     def wait_step(self, job: str, run: str, step: int) -> None:
-        wait_for(lambda: self.steps_done(run) >= step, f"step {step} of {run}", lambda: self.explain(job, run))
+        """Until a run has come to a step; if its job waits in the queue, it is hurried."""
+
+        def there() -> bool:
+            self.hurry_if_put_back(job)
+            return self.steps_done(run) >= step
+
+        wait_for(there, f"step {step} of {run}", lambda: self.explain(job, run))
+
+    def wait_files(self, job: str, *paths: Path) -> None:
+        """Until a job has made some files; if it waits in the queue, it is hurried."""
+
+        def there() -> bool:
+            self.hurry_if_put_back(job)
+            return all(path.exists() for path in paths)
+
+        wait_for(there, f"{paths}", lambda: self.explain(job))
 
     def wait_requeued(self, job: str, run: str | None = None, times: int = 1) -> None:
         wait_for(
@@ -285,19 +300,38 @@ class Project:
         time.sleep(2)  # a start in the same second as the end before it is refused: "Job credential revoked"
         self.cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
+    def hurry_if_put_back(self, job: str) -> None:
+        if self.cluster.field(job, "JobState") == "PENDING" and self.cluster.field(job, "Reason") == "BeginTime":
+            self.hurry(job)
+
     def wait_end(self, job: str, run: str | None = None, seconds: float = WAIT_S, hurry: bool = True) -> str:
         """State in which the job ended for good; every restart is hurried."""
         ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "PREEMPTED")
 
         def state() -> str:
             found = self.cluster.field(job, "JobState")
-            if hurry and found == "PENDING" and self.cluster.field(job, "Reason") == "BeginTime":
-                self.hurry(job)
+            if hurry:
+                self.hurry_if_put_back(job)
             if found in ended:
                 time.sleep(0.5)  # a job on its way back into the queue may look as if it had ended
             return found if found in ended and found == self.cluster.field(job, "JobState") else ""
 
         return str(wait_for(state, f"the end of job {job}", lambda: self.explain(job, run), seconds))
+
+    def came_to_its_end(self, job: str, run: str) -> None:
+        assert self.wait_end(job, run, seconds=480) == "COMPLETED", self.explain(job, run)
+        assert self.state(run)["state"] == "done"
+        assert not (self.run_dir(run) / "STOP").exists()
+
+    def ranks(self, run: str) -> list[int]:
+        """Process ids of the ranks that train a run."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_text().split("\0")
+                if str(self.folder / f"{run}.yaml") in words and words[1:3] == ["-m", "pargo_ds.train"]:
+                    found.append(int(folder.name))
+        return sorted(found)
 
     def log(self, job: str) -> str:
         return "".join(path.read_text() for path in (self.folder / "logs").glob(f"*{job}*.out"))
@@ -342,6 +376,17 @@ def cluster(request) -> Iterator[Cluster]:
 def project(cluster, tmp_path_factory, tiny_run) -> Project:
     """The folder from which the templates are submitted."""
     return Project(tmp_path_factory.mktemp("project") / "pargo", cluster, tiny_run)
+
+
+@pytest.fixture(scope="session")
+def whole(project) -> list[float]:
+    """Losses of an uninterrupted run on two nodes."""
+    job = project.submit("pretrain.sh", project.run_file("whole"))
+    assert project.wait_end(job, "whole") == "COMPLETED", project.explain(job, "whole")
+    assert project.state("whole")["state"] == "done"
+    assert project.cluster.field(job, "Restarts") == "0"
+    assert "2 x 1 ranks on node1 node2" in project.log(job)
+    return project.losses("whole")
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,12 @@ def test_pipeline_goes_from_pre_training_to_an_evaluated_export(project):
 def test_a_stage_that_fails_ends_the_pipeline(project):
     pretrain = project.run_file("lost", data={"held_out": "nowhere"})
     finetune = project.run_file("never", start_from=str(project.run_dir("lost") / "export"))
+    # The ranks cannot write their last word: their status 2 has to be heard, although srun may end one by a signal.
+    (project.run_dir("lost") / "state.json").mkdir(parents=True)
     output = project.cluster.command("slurm/pipeline.sh", str(pretrain), str(finetune), cwd=project.folder)
-    states = [project.wait_end(line.split()[-1]) for line in output.splitlines()]
+    jobs = [line.split()[-1] for line in output.splitlines()]
+    states = [project.wait_end(job) for job in jobs]
     assert states == ["FAILED"] + ["CANCELLED"] * 4
+    assert project.cluster.field(jobs[0], "ExitCode") == "2:0"
+    assert "starting again would not help: a rank ended with status 2" in project.log(jobs[0])
     assert not project.run_dir("never").exists()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import statistics
-from pathlib import Path
 
 import pytest
 from offline_wandb import reported_steps
@@ -18,28 +16,11 @@ STEPS = 40
 ONE_RANK_TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="session")
-def whole(project) -> list[float]:
-    """Losses of an uninterrupted run on two nodes."""
-    job = project.submit("pretrain.sh", project.run_file("whole"))
-    assert project.wait_end(job, "whole") == "COMPLETED", project.explain(job, "whole")
-    assert project.state("whole")["state"] == "done"
-    assert project.cluster.field(job, "Restarts") == "0"
-    assert "2 x 1 ranks on node1 node2" in project.log(job)
-    return project.losses("whole")
-
-
 def start(project, name: str, step: int = 10, **changes: object) -> str:
     """Submit a run and wait until it is under way."""
     job = project.submit("pretrain.sh", project.run_file(name, **changes))
     project.wait_step(job, name, step)
     return job
-
-
-def came_to_its_end(project, job: str, name: str) -> None:
-    assert project.wait_end(job, name, seconds=480) == "COMPLETED", project.explain(job, name)
-    assert project.state(name)["state"] == "done"
-    assert not (project.run_dir(name) / "STOP").exists()
 
 
 def test_a_run_on_two_nodes_comes_to_its_end(whole):
@@ -53,19 +34,22 @@ SIGNALS = {
 }
 
 
-@pytest.mark.parametrize("to", SIGNALS)
-def test_a_signal_saves_requeues_and_goes_on_with_the_next_step(project, whole, to):
+def test_signals_save_requeue_and_go_on_with_the_next_step(project, whole):
     """To the script, as before the end of its time; or to each process of the ranks, as Slurm does at a preemption by
-    default: loader workers and wandb's own process get it too."""
-    name = f"signalled_{list(SIGNALS).index(to)}"
-    job = start(project, name, data={"workers": 2})
-    project.cluster.command("scancel", *SIGNALS[to], job)
-    project.wait_requeued(job, name)
-    state = project.state(name)
-    assert state["state"] == "interrupted"
-    assert 10 <= state["step"] < STEPS
-    came_to_its_end(project, job, name)
-    assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
+    default: loader workers and wandb's own process get it too. One run gets them all, each in another start."""
+    name, step = "signalled", 4
+    job = start(project, name, step, data={"workers": 2})
+    for restarts, (to, options) in enumerate(SIGNALS.items(), start=1):
+        project.cluster.command("scancel", *options, job)
+        project.wait_requeued(job, name, restarts)
+        state = project.state(name)
+        assert state["state"] == "interrupted", to
+        assert step <= state["step"] < STEPS, to
+        step = state["step"] + 2
+        project.wait_step(job, name, step)
+        assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job), to
+    project.came_to_its_end(job, name)
+    assert project.cluster.field(job, "Restarts") == str(len(SIGNALS))
     assert project.losses(name) == whole
     assert reported_steps(project.run_dir(name)) == list(range(1, STEPS + 1))
     assert project.wandb_ids(name) == {(project.run_dir(name) / "wandb_id").read_text()}
@@ -79,7 +63,7 @@ def test_a_preempted_run_makes_room_and_goes_on(project, whole):
     project.wait_requeued(job, "preempted")
     assert project.wait_end(other, hurry=False) == "COMPLETED"
     assert project.state("preempted")["state"] == "interrupted"
-    came_to_its_end(project, job, "preempted")
+    project.came_to_its_end(job, "preempted")
     assert project.losses("preempted") == whole
 
 
@@ -94,26 +78,15 @@ def test_a_run_whose_time_is_up_goes_on_in_the_next_segment(project, whole):
     assert project.state("timed")["state"] == "interrupted"
     # A machine under load would need many such segments; the second one may have more time.
     project.cluster.command("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    came_to_its_end(project, job, "timed")
+    project.came_to_its_end(job, "timed")
     assert len(project.losses("timed")) == steps
-
-
-def ranks_of(run_file: Path) -> list[int]:
-    """Process ids of the ranks that train a run file."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_text().split("\0")
-            if str(run_file) in words and words[1:3] == ["-m", "pargo_ds.train"]:
-                found.append(int(folder.name))
-    return sorted(found)
 
 
 def test_a_run_goes_on_after_one_of_its_ranks_was_killed(project, whole):
     job = start(project, "killed")
-    os.kill(ranks_of(project.folder / "killed.yaml")[-1], signal.SIGKILL)
+    os.kill(project.ranks("killed")[-1], signal.SIGKILL)
     project.wait_requeued(job, "killed")
-    came_to_its_end(project, job, "killed")
+    project.came_to_its_end(job, "killed")
     assert project.losses("killed") == whole
     assert len(project.wandb_ids("killed")) == 1
     assert reported_steps(project.run_dir("killed")) == list(range(1, STEPS + 1))
@@ -125,7 +98,7 @@ def test_a_run_that_lost_a_node_goes_on_with_the_other(project, whole):
     project.cluster.kill_node("node2")
     try:
         project.wait_requeued(job, "halved")
-        came_to_its_end(project, job, "halved")
+        project.came_to_its_end(job, "halved")
         assert project.cluster.field(job, "NodeList") == "node1"
         assert "starting 1 x 1 ranks on node1 after step" in project.log(job)
         losses = project.losses("halved")
@@ -144,7 +117,7 @@ def test_restarts_without_a_new_checkpoint_come_to_an_end(project):
     for restarts in (0, 1):  # SITE_MAX_RESTARTS=1: one restart, and no more
         project.hurry(job)
         project.wait_step(job, "hopeless", 1)
-        os.kill(ranks_of(run_file)[0], signal.SIGKILL)
+        os.kill(project.ranks("hopeless")[0], signal.SIGKILL)
         if restarts == 0:
             project.wait_requeued(job, "hopeless")
             (project.run_dir("hopeless") / "metrics.jsonl").unlink()
@@ -171,7 +144,7 @@ def test_a_stop_file_and_scancel_end_a_run_for_good_and_a_new_job_goes_on(projec
     assert (state["state"], state["reason"], state["restart"]) == ("interrupted", "SIGTERM", True)
     assert stopped + 2 <= state["step"] < STEPS
     job = project.submit("pretrain.sh", project.folder / "stopped.yaml")
-    came_to_its_end(project, job, "stopped")
+    project.came_to_its_end(job, "stopped")
     assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job)
     assert project.losses("stopped") == whole
     assert reported_steps(project.run_dir("stopped")) == list(range(1, STEPS + 1))
@@ -198,7 +171,7 @@ def test_a_bad_node_is_left_out(project):
     )
     project.site(NODES="1-2", SCRATCH=str(scratch))
     job = project.submit("pretrain.sh", project.run_file("picky", train={"steps": 4}))
-    came_to_its_end(project, job, "picky")
+    project.came_to_its_end(job, "picky")
     assert "node node2 is bad" in project.log(job)
     assert "starting 1 x 1 ranks on node1" in project.log(job)
     project.site(SCRATCH=str(scratch))
@@ -219,5 +192,5 @@ def test_plain_sbatch_asks_again_with_the_values_of_the_site(project):
     (log,) = project.folder.glob(f"*-{first}.out")
     assert "is not what slurm/site.env asks for: 1 nodes instead of 2" in log.read_text()
     second = log.read_text().split("job ")[-1].split()[0]
-    came_to_its_end(project, second, "typed")
+    project.came_to_its_end(second, "typed")
     assert "2 x 2 ranks" in project.log(second)

@@ -15,7 +15,7 @@ import yaml
 from tiny import ROOT, merged, run_command
 
 from pargo_ds.checkpoint.manifest import newest, read_manifest, verify_files
-from pargo_ds.training.survival import read_state
+from pargo_ds.training.survival import read_state, write_state
 
 
 @contextlib.contextmanager
@@ -57,6 +57,24 @@ def test_a_read_only_folder_is_named_before_anything_is_loaded(tiny_run, tmp_pat
         assert "projector" not in process.stderr  # the table of what trains comes with the model
         if place == "tiny/checkpoints":
             assert read_state(output / "tiny")["restart"] is False
+
+
+def test_a_full_disk_has_room_for_the_last_word(tmp_path):
+    folder = tmp_path / "full"
+    with mounted(folder):
+        write_state(folder, "running")
+        with open(folder / "data", "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:  # the last write is cut short, the one after it fails
+                file.write(bytes(1 << 20))
+        with pytest.raises(OSError, match="No space left"):
+            (folder / "more").write_bytes(b"1")
+        for reason in ("could not be written", "\N{GRINNING FACE}" * 10_000):
+            write_state(folder, "failed", reason=reason, restart=False)
+            state = read_state(folder)
+            assert (state["state"], state["restart"]) == ("failed", False)
+            assert reason.startswith(state["reason"])
+            assert state["reason"]
+        assert {path.name for path in folder.iterdir()} == {"state.json", "data", "more"}
 
 
 def until(condition, process: subprocess.Popen, timeout: float = 150) -> None:

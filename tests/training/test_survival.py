@@ -179,6 +179,37 @@ def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(tiny_run, 
     assert [line["grad_norm"] is None for line in steps] == [False, True, True, False, False]
 
 
+def test_a_stop_file_counts_when_it_is_younger_than_the_submission_or_the_process(tmp_path, monkeypatch):
+    stop = StopRequest.__new__(StopRequest)  # without its signal handlers
+    stop.file, stop.reason = tmp_path / "STOP", None
+    for submitted, touched, stays in ((None, 0, False), (None, None, True), ("1000", 999, False), ("1000", 1000, True)):
+        monkeypatch.delenv("PARGO_SUBMITTED", raising=False)
+        if submitted is not None:
+            monkeypatch.setenv("PARGO_SUBMITTED", submitted)
+        stop.file.touch()
+        if touched is not None:
+            os.utime(stop.file, (touched, touched))
+        stop.forget_old_file()
+        assert stop.file.exists() == stays
+    stop.file.unlink()
+    stop.forget_old_file()
+
+
+@pytest.mark.parametrize("reason, stays", [("SIGTERM", True), ("the file STOP", False)])
+def test_a_stop_file_that_comes_while_a_signal_is_obeyed_stays_for_the_next_start(tiny_run, tmp_path, reason, stays):
+    from pargo_ds.config import parse_config
+    from pargo_ds.train import finish
+
+    run = parse_config(merged(tiny_run, {"output": str(tmp_path)}))
+    run.run_dir.mkdir(parents=True)
+    stop = StopRequest.__new__(StopRequest)
+    stop.file, stop.reason = run.run_dir / "STOP", reason
+    stop.file.touch()
+    finish(run, stop, 3, 10)
+    assert stop.file.exists() == stays
+    assert read_state(run.run_dir)["reason"] == reason
+
+
 def test_only_the_first_rank_to_fail_shows_its_traceback(tmp_path):
     assert first_to_fail(tmp_path, RuntimeError("the one that matters"))
     assert not first_to_fail(tmp_path, ValueError("a broken connection"))
