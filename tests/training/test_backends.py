@@ -2,17 +2,16 @@
 
 import json
 import logging
+from itertools import islice
 from pathlib import Path
 
 import pytest
-import torch
 from tiny import merged, metrics
 
 from pargo_ds.config import parse_config
+from pargo_ds.learning.trial import lines, prepare
 from pargo_ds.model import attention
 from pargo_ds.training import assembly
-from pargo_ds.training.freezing import apply_freezing
-from pargo_ds.training.optimizer import parameter_groups, set_learning_rates
 from pargo_ds.training.run_folder import open_run_folder
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tiny_fp32.json").read_text())["losses"]
@@ -35,25 +34,8 @@ def worst(losses):
 
 
 def first_losses(run, steps):
-    """The trainer's arithmetic in one process, without DeepSpeed: losses of the first steps."""
-    processor = assembly.build_processor(run)
-    model = assembly.build_model(run, processor, None).train()
-    apply_freezing(model, run.train)
-    loader, _ = assembly.build_loaders(run, processor, model.packing(run.batch.tokens_per_pack))
-    optimizer = torch.optim.AdamW(parameter_groups(model, run), betas=run.train.betas, eps=run.train.eps)
-    batches, losses = loader.steps(), []
-    for step in range(steps):
-        set_learning_rates(optimizer.param_groups, run, step, run.train.steps)
-        packs = next(batches)
-        targets = sum(pack.num_targets for pack in packs)
-        outputs = [model(**pack.model_inputs("cpu"), num_items_in_batch=targets).loss for pack in packs]
-        loss = sum(outputs)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), run.train.clip_norm)
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+    """Losses of the first steps in one process, without DeepSpeed."""
+    return [line["loss"] for line in islice(lines(prepare(run), every=run.train.steps), 1, steps + 1)]
 
 
 @pytest.fixture
