@@ -178,7 +178,8 @@ def _ask_places(
 def _ask_identities(scenes: Sequence[Scene], asked: list[_Asked], rng: random.Random) -> None:
     """Ask "Is there a dog?" after the salient object in a third of the scenes and name it in the others.
 
-    Of the small objects, one is named and another asked after in every scene (as far as partners are found).
+    Of the small objects, one is named in every second scene, and another asked after in every scene (as far as partners
+    are found).
     """
     numbers = list(range(len(scenes)))
     rng.shuffle(numbers)
@@ -191,7 +192,8 @@ def _ask_identities(scenes: Sequence[Scene], asked: list[_Asked], rng: random.Ra
     for number, scene in enumerate(scenes):
         nameable = [thing for thing in scene.small if thing.name not in asked[number].placed]
         named = rng.choice(nameable)
-        _name(named, asked[number])
+        if number % 2 == 0:
+            _name(named, asked[number])
         chosen.append((number, rng.choice([thing for thing in scene.small if thing is not named])))
     _ask_existence(scenes, asked, chosen, rng)
 
