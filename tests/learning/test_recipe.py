@@ -1,4 +1,4 @@
-"""What the recipe of docs/learning.md promises, on the demo's pretrained parts: a healthy start, then images are read."""
+"""What docs/learning.md promises, on the demo's pretrained parts: a healthy start, then images are read."""
 
 from __future__ import annotations
 
