@@ -8,8 +8,8 @@ for each trial, table.md, curves.png and results.json. A trial that has its file
 continues an interrupted sweep, and runs what was added to the file.
 
 examples:
-  python tools/trial_projector.py ds_configs/learning/rates.yaml runs/learning/rates
-  python tools/trial_projector.py ds_configs/learning/rates.yaml runs/learning/rates --only "scaled 3e-3"
+  python tools/trial_projector.py ds_configs/learning/recipe.yaml runs/learning/recipe
+  python tools/trial_projector.py ds_configs/learning/recipe.yaml runs/learning/recipe --only ParGo
 """
 
 from __future__ import annotations
