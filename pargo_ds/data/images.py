@@ -92,7 +92,7 @@ def _reasons(data: bytes) -> Iterator[None]:
         ) from error
     except _Unfit:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error) as error:
         if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
             limit = PngImagePlugin.MAX_TEXT_CHUNK
             reason = f"holds a colour profile or texts of more than {limit:,} bytes; save it without them"
