@@ -58,6 +58,9 @@ class HandMade:
         while True:
             yield packs[distributed.rank() :: distributed.world_size()]
 
+    def peek(self, images: int) -> list:
+        return next(self.steps())
+
     def encode(self, sample) -> Encoded:
         return encode(sample, sample.turns, self.processor, "here")
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny import merged
 
 from pargo_ds.config import parse_config
 from pargo_ds.training.assembly import LATER_OPTIONS, build_meta_model, model_fingerprint
 
 WORKER = [str(Path(__file__).with_name("recording_worker.py"))]
-RELEASE = {"norm": "post", "norm_eps": 1e-12, "query_positions": True, "cascade": "release"}
+RELEASE = {"norm": "post", "norm_eps": 1e-12, "query_positions": True, "cascade": "release", "soft_prompt": False}
 
 
 @pytest.mark.parametrize("ranks, zero", [(2, "zero3"), pytest.param(1, "zero2", marks=pytest.mark.slow)])
@@ -32,7 +33,7 @@ def test_every_new_parameter_gets_a_gradient(launch, monkeypatch, tmp_path, rank
 
 def test_options_at_their_defaults_leave_the_fingerprint_as_it_was(tiny_run):
     """As it was hashed before there were options; checkpoints of that time still resume."""
-    model = build_meta_model(parse_config(tiny_run))
+    model = build_meta_model(parse_config(merged(tiny_run, {"projector": {"soft_prompt": False}})))
     config = {k: v for k, v in model.config.to_dict().items() if k not in ("transformers_version", "_name_or_path")}
     for name in LATER_OPTIONS:
         del config["projector_config"][name]
@@ -41,7 +42,9 @@ def test_options_at_their_defaults_leave_the_fingerprint_as_it_was(tiny_run):
     assert model_fingerprint(model) == hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize("name, value", [("norm", "post"), ("norm_eps", 1e-12), ("query_positions", True)])
+@pytest.mark.parametrize(
+    "name, value", [("norm", "post"), ("norm_eps", 1e-12), ("query_positions", True), ("soft_prompt", False)]
+)
 def test_another_value_changes_the_fingerprint(tiny_run, name, value):
     other = {**tiny_run, "projector": {**tiny_run["projector"], name: value}}
     assert model_fingerprint(build_meta_model(parse_config(tiny_run))) != model_fingerprint(
