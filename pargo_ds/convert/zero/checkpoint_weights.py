@@ -105,7 +105,7 @@ class CheckpointWeights(WeightSource):
         return FrozenParts(self.run, self.model, wanted, self._processor, measure_embedding=measured)
 
     def _measure_embedding(self) -> None:
-        """The deviation that the projector's output starts at. It matters for the configuration's fingerprint only."""
+        """The deviation that visual tokens start at, and the fixed factor of a soft prompt's output."""
         if self.run.start_from is not None:
             return
         std = self.frozen.output_std
