@@ -240,7 +240,9 @@ def test_ranks_share_the_hashing_and_miss_no_file(sharded):
 def test_code_beside_the_weights_leaves_the_fingerprint_of_a_run_alone(whole, tiny_run):
     """A checkpoint still resumes when the export that it started from was written again, now with its code."""
     held = HFFolder(whole).config
-    projector = {key: getattr(held.projector_config, key) for key in ("partial_tokens", "global_tokens", "layers", "soft_prompt")}
+    projector = {
+        key: getattr(held.projector_config, key) for key in ("partial_tokens", "global_tokens", "layers", "soft_prompt")
+    }
     changes = {
         "start_from": str(whole),
         "vision": {"name": held.vision_config.name, "image_size": 32},

@@ -101,7 +101,9 @@ class CheckpointWeights(WeightSource):
         """Where the weights lie that neither trained nor lie in the checkpoint."""
         held = self._trained | self.files.others.keys()
         wanted = {name: tuple(values[full].shape) for name, full in self._full.items() if full not in held}
-        measured = self.manifest is not None
+        # An embedding that trained tells no longer what its deviation was when it was measured.
+        moved = self.config.projector_config.soft_prompt and input_embedding(self.model)[0] in self._trained
+        measured = self.manifest is not None or moved
         return FrozenParts(self.run, self.model, wanted, self._processor, measure_embedding=measured)
 
     def _measure_embedding(self) -> None:
