@@ -420,6 +420,7 @@ def test_training_starts_from_the_converted_release(parts, tiny_run, tmp_path):
     projector = {
         "partial_tokens": tiny.PARTIAL, "global_tokens": tiny.GLOBAL, "layers": tiny.LAYERS, "width": tiny.WIDTH,
         "heads": 2, "cascade": "release", "norm": "post", "norm_eps": 1e-12, "query_positions": True,
+        "soft_prompt": False,
     }  # fmt: skip
     run = merged(
         tiny_run,
