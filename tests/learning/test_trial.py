@@ -45,7 +45,9 @@ def test_measures_are_what_they_say(tiny_run, tmp_path):
     assert end["gap"] == pytest.approx(end["wrong"] - end["right"])
     total = sum(norm**2 for norm in lines[1]["grad_norms"].values()) ** 0.5
     assert total == pytest.approx(lines[1]["grad_norm"], rel=1e-4)
-    assert lines[1]["updates"]["layers.0.perception"] > 0
+    assert lines[1]["updates"]["output"] > 0
+    assert lines[1]["updates"]["layers.0.perception"] == 0  # behind the zero start nothing has a gradient yet
+    assert lines[2]["updates"]["layers.0.perception"] > 0
     assert "llm" not in lines[1]["grad_norms"]
 
 
@@ -116,7 +118,7 @@ def test_a_sweep_continues_with_what_has_no_result_and_takes_more_variants(sweep
 
 def test_a_trial_that_fails_is_named_and_the_others_have_their_results(sweep_file, tmp_path):
     sweep = yaml.safe_load(sweep_file.read_text())
-    sweep["variants"] = {"blows up": {"train.projector.lr": 1e30}, "as it is": {}}
+    sweep["variants"] = {"blows up": {"train.projector.lr": 1e30, "projector.soft_prompt": False}, "as it is": {}}
     sweep_file.write_text(yaml.safe_dump(sweep))
     done = run_command([sys.executable, "tools/trial_projector.py", str(sweep_file), str(tmp_path / "out")])
     assert done.returncode == 1

@@ -45,7 +45,7 @@ def recording_step(trainer: Trainer, batches: list, all_targets: float) -> float
 class HandMade:
     """Two packs a step, the second without pictures; as a PackLoader of this rank."""
 
-    skipped = 0
+    skipped = refused = 0
 
     def __init__(self, run, processor) -> None:
         self.run, self.processor = run, processor
