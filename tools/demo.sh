@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole path on one machine (`make demo` calls it): parts -> shards -> stage 1 -> export -> stage 2 -> export -> report.
-# PYTHON names the interpreter, PROCESSES the number of training processes (default: all GPUs, or 2 without one).
+# PYTHON names the interpreter, PROCESSES the number of training processes (default: all GPUs, or 2 without one), SEED that
+# of the new projector and of the order of the data (default 0).
 # Each step leaves its result in runs/ and is skipped when that is there; delete runs/demo* to start over.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,14 +16,15 @@ if [ "$gpus" -eq 0 ]; then
 fi
 processes=${PROCESSES:-}
 processes=${processes:-$((gpus > 0 ? gpus : 2))}
-packs=() # the demo's step is two packs; other numbers of processes take one each
-[ $((2 % processes)) -eq 0 ] || packs=(--set "batch.packs_per_step=$processes")
+settings=(--set "seed=${SEED:-0}")
+# The demo's step is two packs; other numbers of processes take one each.
+[ $((2 % processes)) -eq 0 ] || settings+=(--set "batch.packs_per_step=$processes")
 
 train() { # RUN.yaml NAME
     local port
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # With DONE written all is saved: gloo may still abort at exit, rarely, which is no fault of the run.
-    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" "${packs[@]}" \
+    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" "${settings[@]}" \
         || [ -f "runs/$2/DONE" ] || { echo "error: training stopped; see runs/$2/logs. The same command continues." >&2; exit 1; }
 }
 
