@@ -200,7 +200,7 @@ def train_on(
     from pargo_ds.checkpoint import store
     from pargo_ds.checkpoint.frozen import check_frozen, frozen_hashes
     from pargo_ds.training import assembly, run_folder
-    from pargo_ds.training.calibration import calibrate
+    from pargo_ds.training.calibration import start_projector
     from pargo_ds.training.engine import build_engine, zero_stage
     from pargo_ds.training.freezing import apply_freezing, format_table
     from pargo_ds.training.meters import StepMeter
@@ -230,9 +230,8 @@ def train_on(
     total_steps = run.train.steps or sum(loader.steps_per_epoch(epoch) for epoch in range(run.train.epochs))
     check_warmup(run, total_steps)
     flops = assembly.flop_model(model)
-    images = run.train.projector.calibration_images
-    if images and not resume and run.start_from is None:
-        calibrate(model, loader.peek(images), device)
+    if not resume:
+        start_projector(run, model, loader, device)
     engine = build_engine(model, run, settings)
     frozen = frozen_hashes(engine.module)
     first_step, totals = 0, {}
@@ -247,10 +246,7 @@ def train_on(
     reporter = Reporter(run, total_steps, first_step, {"skipped_too_long": loader.skipped, "refused": loader.refused})
     saver = build_saver(run, engine, stage, fingerprint, frozen, reporter.wandb_run)
     log.info("ready after %.0f s: %d steps", time.perf_counter() - started, total_steps)
-    if loader.skipped:
-        log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
-    if loader.refused:
-        log.info("left out %d samples of which no conversation can be made (data.refused: skip)", loader.refused)
+    say_left_out(loader)
     watchdog = Watchdog(run.run_dir / "logs", run.survival.watchdog_minutes)
     profile = StepProfile(run.run_dir / "profile", profile_steps) if profile_steps else None
     try:
@@ -266,6 +262,14 @@ def train_on(
         if profile is not None:
             profile.close()
     finish(run, stop, steps_done, total_steps)
+
+
+def say_left_out(loader: Any) -> None:
+    """Log how much of the data the run leaves out, and why."""
+    if loader.skipped:
+        log.info("left out %d conversations longer than batch.tokens_per_pack (data.too_long: skip)", loader.skipped)
+    if loader.refused:
+        log.info("left out %d samples of which no conversation can be made (data.refused: skip)", loader.refused)
 
 
 def check_warmup(run: RunConfig, total_steps: int) -> None:

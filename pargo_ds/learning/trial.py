@@ -20,7 +20,7 @@ from pargo_ds.batch import Batch
 from pargo_ds.config import RunConfig
 from pargo_ds.learning.measures import ImageShare, caption_gap, module_norms, updates
 from pargo_ds.training import assembly
-from pargo_ds.training.calibration import calibrate
+from pargo_ds.training.calibration import start_projector
 from pargo_ds.training.freezing import apply_freezing
 from pargo_ds.training.optimizer import parameter_groups, set_learning_rates
 
@@ -40,11 +40,10 @@ class Measured(NamedTuple):
 def run_trial(run: RunConfig, out: Path, *, every: int, until: float | None = None) -> None:
     """Train `run.train.steps` steps and write a JSON line for each into `out`, which is whole or absent.
 
-    With `until` the trial ends when a measured gap (nats) is at least so large; the schedule stays that of all steps.
-
     A line has step, images, loss, grad_norm; over the first steps also, by module, the norm of its gradient and of its
     update relative to its weights; every `every` steps and at both ends `right`, `wrong`, `gap` (caption_gap) and
-    `image_share` (ImageShare).
+    `image_share` (ImageShare). With `until` the trial ends when a measured gap (nats) is at least so large; its
+    schedule stays that of all steps.
 
     Raises ConfigError or ValueError for a run file that does not fit, FloatingPointError for a loss that is no number.
     """
@@ -73,9 +72,7 @@ def prepare(run: RunConfig) -> Measured:
     loader, held_out = assembly.build_loaders(run, processor, model.packing(run.batch.tokens_per_pack))
     if not held_out:
         raise ValueError("data.held_out: a trial measures on held-out images; name their shards")
-    images = run.train.projector.calibration_images
-    if images and run.start_from is None:
-        calibrate(model, loader.peek(images), "cpu")
+    start_projector(run, model, loader, "cpu")
     return Measured(run, model, loader.steps(), held_out)
 
 

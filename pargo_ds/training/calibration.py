@@ -8,6 +8,7 @@ common is much of their energy; both slow the projector down more than anything 
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,26 @@ from torch import nn
 
 from pargo_ds import distributed
 from pargo_ds.batch import Batch
+from pargo_ds.config import RunConfig
+
+if TYPE_CHECKING:
+    from pargo_ds.data.loader import PackLoader
 
 log = logging.getLogger("pargo_ds")
 
 FLOOR = 0.1
 """Share of the channels' median deviation that is added to each: a channel that is nearly constant stays small."""
+
+
+def start_projector(run: RunConfig, model: nn.Module, loader: PackLoader, device: torch.device | str) -> None:
+    """Calibrate a run's new projector on its first images; one that comes from `start_from` stays as it is. Collective.
+
+    Raises as `PackLoader.peek` and `calibrate` do, on every rank.
+    """
+    images = run.train.projector.calibration_images
+    if images and run.start_from is None:
+        # A rank that cannot read its images must not leave the others waiting in the sum over all.
+        calibrate(model, distributed.together(lambda: loader.peek(images)), device)
 
 
 @torch.no_grad()
