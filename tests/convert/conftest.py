@@ -53,7 +53,7 @@ KEPT_AS = [{}, {"non_homogeneous_layers": True}, {"singleton_local_shards": True
 """Three ways in which megatron-core lays a model's layers out; the families take turns, saving is slow."""
 
 
-def write_export(folder: Path, tokenizer_folder: Path, family: dict, seed: int = 0) -> Path:
+def write_export(folder: Path, tokenizer_folder: Path, family: dict, soft_prompt: bool = True) -> Path:
     """A ParGo model with random weights everywhere, biases and norms included."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     processor = ParGoProcessor(tokenizer, image_size=32, visual_tokens=6)
@@ -71,10 +71,17 @@ def write_export(folder: Path, tokenizer_folder: Path, family: dict, seed: int =
     config = ParGoConfig(
         vision_config=vision_config_from_transformers(clip),
         text_config=text,
-        projector_config={"partial_tokens": 4, "global_tokens": 2, "layers": 2, "width": 16, "heads": 2},
+        projector_config={
+            "partial_tokens": 4,
+            "global_tokens": 2,
+            "layers": 2,
+            "width": 16,
+            "heads": 2,
+            "soft_prompt": soft_prompt,
+        },
         image_token_id=processor.image_token_id,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     model = ParGoForConditionalGeneration(config).eval()
     seeing(model.projector)
     with torch.no_grad():
@@ -90,8 +97,8 @@ def write_export(folder: Path, tokenizer_folder: Path, family: dict, seed: int =
 
 @pytest.fixture(scope="session")
 def make_export(tokenizer_folder):
-    """make_export(folder, family) writes an exported folder of random weights."""
-    return lambda folder, family: write_export(folder, tokenizer_folder, family)
+    """make_export(folder, family, soft_prompt) writes an exported folder of random weights."""
+    return lambda folder, family, soft_prompt=True: write_export(folder, tokenizer_folder, family, soft_prompt)
 
 
 @pytest.fixture(scope="session")

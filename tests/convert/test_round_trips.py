@@ -22,7 +22,7 @@ TIED_QWEN2 = {**BIASED_QWEN2, "tie_word_embeddings": True}
 QWEN3 = {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 2}
 BF16 = {"dtype": torch.bfloat16}
 
-# Every number of ranks meets every ZeRO stage; families, precisions and what trains take turns.
+# Every number of ranks meets every ZeRO stage; families, precisions, what trains and the projector's output take turns.
 CASES = [
     pytest.param(1, 1, TIED_LLAMA, "full", id="1 rank, ZeRO 1, tied Llama"),
     pytest.param(1, 2, {**BIASED_QWEN2, **BF16}, "lora", id="1 rank, ZeRO 2, Qwen2 with LoRA, bf16"),
@@ -39,14 +39,21 @@ CASES = [
 def settings(export, zero_file, stage: int, family: dict, llm: str) -> dict:
     """What the tiny run has to change to train that folder once, at no rate."""
     zero_file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    vision = HFFolder(export).config.vision_config
+    config = HFFolder(export).config
     rate = {"lr": NO_RATE, "weight_decay": 0.1}
     trained = llm if llm == "frozen" else {"mode": llm, **rate, **({"lora": LORA} if llm == "lora" else {})}
     return {
         "start_from": str(export),
         "deepspeed": str(zero_file),
-        "vision": {"library": "transformers", "name": vision.name, "image_size": 32},
-        "projector": {"partial_tokens": 4, "global_tokens": 2, "layers": 2, "width": 16, "heads": 2},
+        "vision": {"library": "transformers", "name": config.vision_config.name, "image_size": 32},
+        "projector": {
+            "partial_tokens": 4,
+            "global_tokens": 2,
+            "layers": 2,
+            "width": 16,
+            "heads": 2,
+            "soft_prompt": config.projector_config.soft_prompt,
+        },
         "train": {
             "projector": {"mode": "full", **rate},
             "llm": trained,
@@ -60,7 +67,7 @@ def settings(export, zero_file, stage: int, family: dict, llm: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks, stage, family, llm", CASES)
 def test_every_bit_comes_back(train, convert, make_export, tmp_path, ranks, stage, family, llm):
-    export = make_export(tmp_path / "export", family)
+    export = make_export(tmp_path / "export", family, soft_prompt=stage != ranks)
     run = train(settings(export, tmp_path / "zero.json", stage, family, llm), ranks)
     merged = convert("zero-to-hf", run, tmp_path / "back", *(["--merge-lora"] if llm == "lora" else []))
     assert merged.returncode == 0, merged.stderr
