@@ -29,7 +29,7 @@ from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor, ParGoV
 from pargo_ds.model.packing import Packing, PackingError, prove_packing
 from pargo_ds.model.vision import VisionTower, load_pretrained_vision
 from pargo_ds.training.descriptions import build_meta_model as build_meta_model
-from pargo_ds.training.descriptions import llm_config, model_config
+from pargo_ds.training.descriptions import check_start, llm_config, model_config
 from pargo_ds.training.descriptions import vision_config as vision_config
 from pargo_ds.training.engine import whole_weight, zero_stage
 from pargo_ds.training.meters import FlopModel
@@ -156,6 +156,7 @@ def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForCondi
 
     Every file is compared with the folder's hashes first, where it has them; the ranks divide the work.
     """
+    check_start(run)
     folder, rank, ranks = Path(run.start_from), distributed.rank(), distributed.world_size()
     distributed.together(lambda: check_hashes(folder, rank, ranks))
     with partition_while_loading(zero3), reading_weights("start_from", str(folder)):
@@ -167,15 +168,6 @@ def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForCondi
     faults = {kind: info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[kind]}
     if faults:
         raise ConfigError(f"start_from: {run.start_from} does not hold this model: {faults}")
-    held = model.config.projector_config
-    wrong = {k: (getattr(held, k), v) for k, v in run.projector.model_dump().items() if getattr(held, k) != v}
-    for key in ("name", "image_size", "feature_layer"):
-        there, here = getattr(model.config.vision_config, key), getattr(run.vision, key)
-        if there != here:
-            wrong[f"vision.{key}"] = (there, here)
-    if wrong:
-        shown = ", ".join(f"{key} is {there!r} there, {here!r} in the run file" for key, (there, here) in wrong.items())
-        raise ConfigError(f"start_from: {run.start_from} holds another model: {shown}")
     return model
 
 

@@ -137,3 +137,18 @@ def llm_config(run: RunConfig) -> PretrainedConfig:
     if run.start_from is not None:
         return ParGoConfig.from_pretrained(run.start_from).text_config
     return text_config(run, offline=False)
+
+
+def check_start(run: RunConfig) -> None:
+    """ConfigError unless the model in `start_from` is the one that the run file describes."""
+    held = ParGoConfig.from_pretrained(run.start_from)
+    sides = {f"projector.{key}": (getattr(held.projector_config, key), here) for key, here in run.projector}
+    for key in ("name", "image_size", "feature_layer"):
+        sides[f"vision.{key}"] = (getattr(held.vision_config, key), getattr(run.vision, key))
+    wrong = [
+        f"{key} is {there!r} there, {here!r} in the run file" for key, (there, here) in sides.items() if there != here
+    ]
+    if wrong:
+        raise ConfigError(
+            f"start_from: {run.start_from} holds another model: {', '.join(wrong)}. Say the same in the run file"
+        )

@@ -10,7 +10,7 @@ from pargo_ds import distributed
 from pargo_ds.checkpoint.folder_hashes import check_hashes
 from pargo_ds.config import ConfigError, RunConfig
 from pargo_ds.model import ParGoProcessor
-from pargo_ds.training.descriptions import describing, llm_config
+from pargo_ds.training.descriptions import check_start, describing, llm_config
 from pargo_ds.training.templates import run_template
 
 TRIED = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A hat."}]
@@ -51,8 +51,9 @@ def build_processor(run: RunConfig) -> ParGoProcessor:
 
 def check_processor(run: RunConfig, processor: ParGoProcessor) -> None:
     """ConfigError unless the prompt takes a conversation, the LLM has an embedding of every id that text may become,
-    and a processor that comes from `start_from` is the one that the run file asks for."""
+    and the model and the processor in `start_from` are those that the run file asks for."""
     if run.start_from is not None:
+        check_start(run)
         check_taken_over(run, processor)
     with describing("llm.prompt"):
         ids, _ = processor.encode_conversation(TRIED)
