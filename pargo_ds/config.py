@@ -7,11 +7,12 @@ run that cannot work ends before a process group or a GPU is touched. Pure: no t
 
 from __future__ import annotations
 
+import re
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pargo_ds.addresses import LocalPath
 from pargo_ds.model_sections import AttentionSection, LLMSection, ProjectorSection, VisionSection
@@ -19,6 +20,8 @@ from pargo_ds.section import Section, faults_of
 from pargo_ds.settings_file import ConfigError, Place, parse_value, read_yaml
 
 PARTS = ("vision", "projector", "llm")
+SIZE = re.compile(r"\s*(\d+b?|\d+(\.\d+)?\s*[kmgt]b)\s*", re.IGNORECASE)
+"""Of bytes, as `streaming` reads them."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -164,6 +167,13 @@ class DataSection(Section):
     """Folder on a disk of the node for shards of an object store (default: below the system's temporary folder)."""
     cache_limit: str | None = None
     """Most that the cache may hold, such as 200gb; shards not used for longest go first. Object stores only."""
+
+    @field_validator("cache_limit")
+    @classmethod
+    def _limit_is_a_size(cls, value: str | None) -> str | None:
+        if value is not None and not SIZE.fullmatch(value):
+            raise ValueError(f"{value!r} is no size; expected one such as 200gb or 500mb")
+        return value
 
     @model_validator(mode="before")
     @classmethod

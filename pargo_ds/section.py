@@ -41,8 +41,18 @@ def _fault(error: Any, top: type[Section]) -> str:
         return f"{place}: missing; it has no default"
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if error["type"] == "value_error" else f" (found {error['input']!r})"
-    quotes = "; put it in quotes if it is meant as a text" if error["type"] == "string_type" else ""
-    return f"{place}: {message}{shown}{quotes}"
+    return f"{place}: {message}{shown}{_hint(error['type'], error['input'])}"
+
+
+def _hint(kind: str, value: Any) -> str:
+    """What to do about a value of another type, where that can be told from the value."""
+    if kind == "string_type":
+        return "; put it in quotes if it is meant as a text"
+    if isinstance(value, str) and kind in ("int_type", "float_type"):
+        return "; write the number alone, without quotes or a unit"
+    if isinstance(value, str) and kind == "bool_type":
+        return "; write true or false, without quotes"
+    return ""
 
 
 def _known_keys(top: type[Section], location: tuple[Any, ...]) -> list[str]:
