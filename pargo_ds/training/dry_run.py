@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from pargo_ds.config import RunConfig
+from pargo_ds.config import ConfigError, RunConfig
+from pargo_ds.data.shards import read_index
+from pargo_ds.data.stores import is_remote
 from pargo_ds.settings_file import format_yaml
 from pargo_ds.training.assembly import build_meta_model, prove_llm
 from pargo_ds.training.engine import deepspeed_settings, zero_stage
@@ -21,6 +24,7 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
     """
     accumulation = run.check_ranks(world_size)
     settings = deepspeed_settings(run, world_size)
+    data = shards_here(run)
     model = build_meta_model(run)
     rows = apply_freezing(model, run.train)
     packing = prove_llm(run, model.config.text_config)
@@ -33,6 +37,8 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
         "\n# batch",
         batch_arithmetic(run, world_size, accumulation),
         f"samples of a pack stay apart on the road '{packing.road}' ({packing.reason}), by a tiny copy of the LLM",
+        "\n# data",
+        data,
         "\n# model states per rank (weights, gradients, fp32 copies and Adam moments; activations come on top)",
         state_memory(rows, zero_stage(settings), world_size, run.train.precision),
         "\n# forward arithmetic",
@@ -44,6 +50,27 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
         "\ndry run: no fault found",
     ]
     return "\n".join(sections)
+
+
+def shards_here(run: RunConfig) -> str:
+    """Each folder of the run's data with its samples, or that it is not on this machine, which is no fault here.
+
+    Raises ValueError, as the run would, for a folder that is there and holds no shards or no sample.
+    """
+    streams = [(f"data.train.{number}", stream.path) for number, stream in enumerate(run.data.train)]
+    lines = []
+    for name, path in [*streams, *([("data.held_out", run.data.held_out)] if run.data.held_out else [])]:
+        if is_remote(path):
+            said = "in an object store, not looked at"
+        elif not Path(path).exists():
+            said = "is not on this machine; a run that starts without it ends with status 2"
+        else:
+            samples = sum(shard["samples"] for shard in read_index(path)["shards"])
+            if not samples:
+                raise ConfigError(f"{name}: {path} is a folder of shards without a sample; build it again")
+            said = f"{samples:,} samples"
+        lines.append(f"{name}: {path}: {said}")
+    return "\n".join(lines)
 
 
 def batch_arithmetic(run: RunConfig, world_size: int, accumulation: int) -> str:

@@ -11,6 +11,7 @@ from tiny import ROOT, run_command
 from transformers import AutoConfig
 
 from pargo_ds.config import ConfigError, parse_config
+from pargo_ds.data.shards import open_shards
 from pargo_ds.train import check_inputs, main
 from tests.model.llm_families import architecture
 
@@ -92,6 +93,22 @@ def test_dry_run_says_how_packed_samples_stay_apart_or_that_they_cannot(tiny_run
     shown = capsys.readouterr()
     assert said in shown.out + shown.err
     assert (status == 0) == ("no fault found" in shown.out) == ("stay apart" in said)
+
+
+def test_dry_run_says_which_data_is_there_and_refuses_a_folder_without_shards(tiny_run, tmp_path, capsys):
+    shards, path = tiny_run["data"]["train"], tmp_path / "run.yaml"
+    streams = [shards, "data/nowhere/train", "s3://bucket/folder"]
+    path.write_text(yaml.safe_dump({**tiny_run, "data": {**tiny_run["data"], "train": streams}}))
+    assert main([str(path), "--dry-run", "--ranks", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert f"data.train.0: {shards}: {len(open_shards(shards))} samples" in shown
+    assert "data.train.1: data/nowhere/train: is not on this machine" in shown
+    assert "data.train.2: s3://bucket/folder: in an object store, not looked at" in shown
+    assert "data.held_out: " in shown
+    above = str(Path(shards).parent)  # OUT, where a split of it is meant
+    path.write_text(yaml.safe_dump({**tiny_run, "data": {**tiny_run["data"], "train": above}}))
+    assert main([str(path), "--dry-run", "--ranks", "1"]) == 2
+    assert f"{above} is not a folder of shards: it has no index.json" in capsys.readouterr().err
 
 
 def test_gradients_in_turns_are_refused_because_no_checkpoint_survives_them(tmp_path, capsys):
