@@ -199,7 +199,8 @@ def _deliver(place: Place, merged: Merged) -> None:
         upload(place, merged)
     print(merged.table())
     where = ", ".join(f"{place.remote or place.local}/{name}: {n:,}" for name, n in sorted(merged.splits.items()))
-    print(f"{where.replace('/:', ':')} samples; inputs left out: {place.local / REJECTS}")
+    left_out = f"; inputs left out: {place.local / REJECTS}" if merged.left_out else ""
+    print(f"{where.replace('/:', ':')} samples{left_out}")
     if place.remote is not None:
         print(f"{place.local} holds the same; delete it when you need it no more")
 

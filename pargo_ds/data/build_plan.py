@@ -77,7 +77,7 @@ def begin(plan: Plan, work: Path) -> None:
         if differing:
             raise BuildError(
                 f"{work.parent} holds an unfinished build with other settings ({differing}). Give the same ones to go "
-                f"on with it, or delete {work} to begin anew"
+                f"on with it, or delete {work.parent} to begin anew"
             )
     (work / "chunks").mkdir(parents=True, exist_ok=True)
     write_json(work / "plan.json", described)

@@ -111,6 +111,7 @@ def _all_chunks(out: Path) -> list[Path]:
 def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path, max_rejects: float) -> Merged:
     """Write rejects.jsonl, one line for each input that gives no sample, and check that nothing is unaccounted for."""
     left_out: Counter[str] = Counter()
+    example: dict[str, str] = {}
     inputs = 0
     aside = out / f".{REJECTS}.unfinished"
     with open(aside, "w", encoding="ascii") as file:
@@ -124,6 +125,8 @@ def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path
                     fields |= {"kind": kind, "reason": f"the same as sample {other}", "repeats": other}
                 if "kind" in fields:
                     left_out[fields["kind"]] += 1
+                    if "repeats" not in fields:
+                        example.setdefault(fields["kind"], fields["reason"])
                     file.write(json.dumps(fields) + "\n")
     aside.replace(out / REJECTS)
     samples = len(table.rows) - len(repeats.dropped)
@@ -133,9 +136,12 @@ def _account(chunks: list[Path], table: SampleTable, repeats: Repeats, out: Path
     rejects = sum(left_out.values()) - len(repeats.dropped)
     if rejects > max_rejects * inputs or samples == 0:
         found = f"{rejects:,} of {inputs:,} inputs are rejects" if rejects else "no sample is left"
+        kind = max(example, key=left_out.__getitem__, default=None)
+        shown = f", for example ({kind}): {example[kind]}" if kind else ""
         raise BuildError(
-            f"{out}: {found}; at most {max_rejects:.0%} are accepted (--max-rejects). {out / REJECTS} names each. The "
-            f"work is kept: the same command with another --max-rejects goes on\n{account.table()}"
+            f"{out}: {found}; at most {max_rejects:.0%} are accepted (--max-rejects). {out / REJECTS} names each"
+            f"{shown}. The work is kept: the same command with another --max-rejects goes on; for other options "
+            f"delete {out} first\n{account.table()}"
         )
     return account
 

@@ -197,7 +197,9 @@ def test_unfinished_build_says_that_it_goes_on(tmp_path: Path, plan_of) -> None:
 def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
     plan = plan_of([entry(number) for number in range(12)])
     build_chunks(plan, tmp_path / "out")
-    with pytest.raises(BuildError, match="longest_side: None there, 99 now.*Give the same ones"):
+    with pytest.raises(
+        BuildError, match=f"longest_side: None there, 99 now.*Give the same ones.*delete {tmp_path / 'out'} to"
+    ):
         quietly(plan_of([], finish=Finish(longest_side=99)), tmp_path / "out")
     merge(tmp_path / "out")
     with pytest.raises(BuildError, match="compression: 'none' there, 'zstd' now"):
@@ -214,6 +216,10 @@ def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
 def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path: Path, plan_of) -> None:
     plan = plan_of([*(entry(number) for number in range(30)), *([None] * 5)])
     with pytest.raises(BuildError, match=r"5 of 35 inputs are rejects; at most 10% .*rejects\.jsonl names each"):
+        quietly(plan, tmp_path / "out")
+    with pytest.raises(
+        BuildError, match=r"names each, for example \(does not fit\): .*for other options delete .*out first"
+    ):
         quietly(plan, tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 5

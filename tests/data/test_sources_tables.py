@@ -249,7 +249,7 @@ def test_folders_that_hugging_face_saves_are_read(tmp_path: Path, pictures: Path
     assert [outcome.where["row"] for outcome in found] == [1, 2, 3] * 2
     with pytest.raises(SourceError, match=r"several splits; name those that are wanted: .*both/train, .*both/test"):
         table_files([str(tmp_path / "both")])
-    with pytest.raises(SourceError, match="without state.json"):
+    with pytest.raises(SourceError, match=r"without state.json.*such as .*/\*.parquet"):
         table_files([str(pictures)])
 
 

@@ -29,7 +29,10 @@ def _saved_files(folder: Path) -> list[str]:
         shown = ", ".join(str(folder / str(name)) for name in splits)
         raise SourceError(f"{folder} holds several splits; name those that are wanted: {shown}")
     if not (folder / "state.json").is_file():
-        raise SourceError(f"{folder} is a folder without state.json, so no saved data set; name the files to read")
+        raise SourceError(
+            f"{folder} is a folder without state.json, so save_to_disk did not write it; name the files to read, "
+            f"such as {folder}/*.parquet"
+        )
     state = _json(folder / "state.json")
     if state.get("_indices_files") or state.get("_indices_data_files"):
         raise SourceError(f"{folder} selects rows by an index file; write it with flatten_indices().save_to_disk(...)")

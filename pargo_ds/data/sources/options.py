@@ -54,7 +54,7 @@ url: downloaded with --fetch, from public addresses only, within limits; servers
 examples:
   python tools/build_shards.py table data/t t.csv --image-column file --pictures images --caption-column caption
   python tools/build_shards.py table data/t part-*.parquet --image-column image --images-are bytes --caption-column text
-  python tools/build_shards.py table data/ai2d the_cauldron/ai2d --image-column images --images-are bytes \\
+  python tools/build_shards.py table data/ai2d the_cauldron/ai2d/*.parquet --image-column images --images-are bytes \\
       --conversations-column texts
 """
 MIXTURE = """\
