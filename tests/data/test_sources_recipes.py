@@ -52,6 +52,8 @@ def test_llava_nexts_yaml_gives_files_and_shares() -> None:
         ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "repeat_time 0; expected a number above 0"),
         ('{"a": {"annotation": "a.jsonl", "root": 7}}', "root 7; expected a folder"),
         ('{"datasets": [{"json_path": "a.jsonl", "sampling_strategy": "first:100"}]}', "sampling_strategy first:100"),
+        ('{"a": {"annotation": "a.jsonl", "annotation": "b.json"}}', "it has the key annotation twice"),
+        ('{"datasets": [{"json_path": "a.jsonl", "json_path": "b.json"}]}', "it has the key json_path twice"),
         ('{"datasets": ["a.jsonl"]}', "data set 1 is a.jsonl"),
         ("[]", "no list of data sets"),
     ],

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.data.sources.json_files import TwoValues, load_json
+from pargo_ds.data.sources.json_files import TwoValues, check_each_once, load_json
 from pargo_ds.data.sources.keys import given
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
 from pargo_ds.settings_file import ConfigError, read_yaml
@@ -35,6 +35,10 @@ def read_recipe(path: str, pictures: str | None) -> list[Ingredient]:
     document = _yaml(path) if Path(path).suffix.lower() in (".yaml", ".yml") else load_json(path)
     if isinstance(document, TwoValues):
         raise SourceError(f"{path} lists {document.twice} twice; give each data set a name of its own")
+    try:
+        check_each_once(document)
+    except Reject as reject:
+        raise SourceError(f"{path}: {reject.reason}") from reject
     if isinstance(document, dict) and isinstance(document.get("datasets"), list):
         found = [_llava_next(path, number, entry, pictures) for number, entry in enumerate(document["datasets"], 1)]
     elif isinstance(document, dict) and document and all(isinstance(entry, dict) for entry in document.values()):
@@ -59,8 +63,6 @@ def _yaml(path: str) -> Any:
 
 
 def _internvl(path: str, name: Any, entry: dict[str, Any], pictures: str | None) -> Ingredient:
-    if isinstance(entry, TwoValues):
-        raise SourceError(f"{path}: {name} has the key {entry.twice} twice; expected each key once")
     where = f"{path}: {shortened(name)}"
     root = entry.get("root")
     if root is not None and not isinstance(root, str):

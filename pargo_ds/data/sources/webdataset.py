@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.sources.conversations import Dialogue, dialogue_of
-from pargo_ds.data.sources.json_files import TwoValues, parsed
+from pargo_ds.data.sources.json_files import check_each_once, parsed
 from pargo_ds.data.sources.keys import CONVERSATION_KEYS, is_empty, normal
 from pargo_ds.data.sources.pictures import ENDINGS, check_count, check_size
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
@@ -235,6 +235,5 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
         raise Reject("not JSON", f".json: {shortened(str(error))}") from error
     if not isinstance(fields, dict):
         raise Reject("does not fit", f".json holds {shortened(fields)}; expected an object")
-    if isinstance(fields, TwoValues):
-        raise Reject("two values", f".json has the key {fields.twice} twice; expected each key once")
+    check_each_once(fields)
     return {name: value for name, value in fields.items() if value is not None}
