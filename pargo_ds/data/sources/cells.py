@@ -24,7 +24,7 @@ def is_missing(value: Any) -> bool:
 
 
 def texts_of(value: Any) -> list[Any]:
-    """The captions in a cell: one, or several as a list or as a text of one, as JSON (Flickr30k), Python or numpy write.
+    """The captions in a cell: one, or several as a list or as its text, as JSON (Flickr30k), Python or numpy has it.
 
     Text that merely begins with a bracket is one caption.
     """
