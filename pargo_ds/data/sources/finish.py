@@ -28,6 +28,11 @@ class Finish:
     def __post_init__(self) -> None:
         if self.longest_side is not None and self.longest_side < 8:
             raise ValueError(f"longest side is {self.longest_side} pixels; expected at least 8, for example 1024")
+        for name in (self.source, self.license):
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{ascii(name)} is not UTF-8 text; give source name and license in UTF-8") from error
 
     def __call__(self, sample: Sample) -> Sample:
         """The sample as it will be stored. Raises Reject when a text or a picture is not fit for it."""
