@@ -54,6 +54,8 @@ def test_llava_nexts_yaml_gives_files_and_shares() -> None:
         ('{"datasets": [{"json_path": "a.jsonl", "sampling_strategy": "first:100"}]}', "sampling_strategy first:100"),
         ('{"a": {"annotation": "a.jsonl", "annotation": "b.json"}}', "it has the key annotation twice"),
         ('{"datasets": [{"json_path": "a.jsonl", "json_path": "b.json"}]}', "it has the key json_path twice"),
+        ('{"a": {"annotation": "a.jsonl", "repeat": 2}}', "a has the keys repeat, which are not read"),
+        ('{"datasets": [{"json_path": "a.jsonl", "sampling_stategy": "all"}]}', "keys sampling_stategy, which are not"),
         ('{"datasets": ["a.jsonl"]}', "data set 1 is a.jsonl"),
         ("[]", "no list of data sets"),
     ],
