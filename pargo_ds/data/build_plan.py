@@ -17,7 +17,7 @@ WORK = ".build"
 DONE = ".built"
 """Folders in OUT: of an unfinished build, and of a finished one that is being removed."""
 TRAIN, HELD_OUT = "train", "held_out"
-BUILD_VERSION = 2
+BUILD_VERSION = 3
 """Of the rules by which inputs become samples and splits; a build of another version is neither continued nor taken for
 finished."""
 
