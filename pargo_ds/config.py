@@ -341,11 +341,12 @@ def _apply_override(raw: dict[str, Any], override: str) -> Place:
     *parents, last = key.split(".")
     node = raw
     for parent in parents:
-        below = node.setdefault(parent, {})
+        below = node.get(parent, {})
         if isinstance(below, str) and parents[0] in SHORT_FORMS:
-            below = node[parent] = {SHORT_FORMS[parents[0]]: below}
+            below = {SHORT_FORMS[parents[0]]: below}
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override!r}: {parent} is not a section")
-        node = below
+        node[parent] = dict(below)  # a copy: an alias (*name) puts one mapping into several places
+        node = node[parent]
     node[last] = parse_value(text, f"--set {override!r}")
     return (*parents, last)

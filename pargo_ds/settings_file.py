@@ -26,11 +26,16 @@ AMBIGUOUS = (
     (r"[-+]?0[bo][0-9_]+", "a number or a text", "write a decimal number"),
     (r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?", "a number to the base 60 or a text", "write the number"),
     (r"[-+]?[0-9][0-9a-fx.]*_[0-9a-f_.]*", "a number or a text", "write it without underscores"),
+    (r"None", "nothing or a text", "write null"),
 )
-"""Plain words that YAML 1.1 and 1.2 read differently; what they may be; what to write instead."""
+"""Plain words that readers take differently, those of YAML 1.1 and 1.2 above all; what they may be; what to write
+instead."""
+TEXT = "tag:yaml.org,2002:str"
 
 ENDS = (yaml.StreamEndToken, yaml.BlockEndToken)
 """Tokens that lie behind the text, comments included."""
+NOT_OF_A_VALUE = (yaml.DocumentStartToken, yaml.DocumentEndToken, yaml.DirectiveToken, yaml.AnchorToken)
+"""Tokens that one value does not need, so that a text is meant."""
 
 Place = tuple[str | int, ...]
 """Keys and list positions that lead to a value: ("data", "train", 0, "path")."""
@@ -94,8 +99,9 @@ def parse_yaml(text: str, source: str) -> Settings:
     Raises ConfigError naming `source`, line and fault: broken YAML, a key twice, a word that YAML 1.1 and 1.2 read
     differently, a tag that is not for plain settings.
     """
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         lines: dict[Place, int] = {}
         if node is None:
@@ -109,10 +115,14 @@ def parse_yaml(text: str, source: str) -> Settings:
         raise ConfigError(f"{place}: not valid YAML: {said}") from error
     except ConfigError:
         raise
+    except yaml.reader.ReaderError as error:
+        place = f"{source}, line {text.count(chr(10), 0, error.position) + 1}"
+        raise ConfigError(f"{place}: the character U+{error.character:04X} may not stand in YAML; remove it") from error
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid YAML: {error}") from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def _check(node: yaml.Node, place: Place, source: str, lines: dict[Place, int], seen: set[int]) -> None:
@@ -151,23 +161,29 @@ def _check_keys(node: yaml.MappingNode, source: str) -> None:
 
 
 def _check_word(node: yaml.ScalarNode, source: str) -> None:
-    if node.style is not None:  # in quotes, or a block of text
+    if node.style is not None and node.tag == TEXT:  # in quotes, or a block of text
         return
     for pattern, meanings, instead in AMBIGUOUS:
         if re.fullmatch(pattern, node.value):
             raise ConfigError(
-                f"{source}, line {node.start_mark.line + 1}: {node.value} is {meanings}, depending on the version of "
-                f"YAML; {instead}, or put it in quotes if it is a text"
+                f"{source}, line {node.start_mark.line + 1}: {node.value} is {meanings}, depending on who reads it; "
+                f"{instead}, or put it in quotes if it is a text"
             )
 
 
 def parse_value(text: str, source: str) -> Any:
     """The one value that a command line gives, such as `1e-4`, `[a, b]` or a text.
 
-    Raises ConfigError as `parse_yaml` does, and where a part of the text would be taken for a comment and dropped.
+    Raises ConfigError as `parse_yaml` does, and where a part of the text would be dropped: as a comment, an anchor or
+    the mark of a document.
     """
     values = parse_yaml(text, source).values
-    end = max(token.end_mark.index for token in yaml.scan(text, Loader=_Loader) if not isinstance(token, ENDS))
+    tokens = list(yaml.scan(text, Loader=_Loader))
+    for token in tokens:
+        if isinstance(token, NOT_OF_A_VALUE):
+            mark = text[token.start_mark.index : token.end_mark.index]
+            raise ConfigError(f"{source}: {mark} would be dropped, it is no part of a value; put the value in quotes")
+    end = max(token.end_mark.index for token in tokens if not isinstance(token, ENDS))
     if text[end:].strip():
         raise ConfigError(f"{source}: {text[end:].strip()} would be dropped as a comment; put the value in quotes")
     return values

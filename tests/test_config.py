@@ -167,6 +167,15 @@ def test_an_override_reaches_through_the_short_form_of_data(tiny_run, tmp_path):
     assert load_config(path, ["data.train.repeat=2.0"]).data.train[0].repeat == 2
 
 
+def test_an_override_changes_one_place_where_an_alias_puts_one_mapping_into_two(tiny_run, tmp_path):
+    path = tmp_path / "run.yaml"
+    shared = {"mode": "full", "lr": 1e-3}
+    path.write_text(yaml.safe_dump({**tiny_run, "train": {"steps": 4, "projector": shared, "llm": shared}}))
+    assert "*id001" in path.read_text()
+    train = load_config(path, ["train.llm.lr=2e-5"]).train
+    assert (train.projector.lr, train.llm.lr) == (1e-3, 2e-5)
+
+
 def test_a_run_file_that_is_a_folder_or_cannot_be_read_is_named(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.yaml"):
         with pytest.raises(ConfigError, match=str(path)):

@@ -19,6 +19,7 @@ from pargo_ds.settings_file import ConfigError, format_yaml, parse_value, parse_
         ("1:30.5", "to the base 60"),
         ("50_000", "without underscores"),
         ("0x_ff", "without underscores"),
+        ("None", "write null"),
     ],
 )
 @pytest.mark.parametrize("form", ["a: 1\nb: {{c: [1, {}]}}", "a: 1\nb: {{{}: 2}}", "a: 1\nb: &x {}"])
@@ -60,6 +61,10 @@ def test_numbers_are_those_of_yaml_1_2_and_dates_are_texts():
         ("a: !!int word", "not valid YAML"),
         ("? [a]\n: 1", "line 1: not valid YAML"),
         ("[" * 2000, "not valid YAML"),
+        ("a: x\nb: x\0y", "line 2: the character U+0000 may not stand in YAML"),
+        ("a: \udcff", "line 1: the character U+DCFF"),
+        ("a: 1\nb: !!int '010'", "line 2: 010 is an octal number or a decimal one"),
+        ("a: !!bool 'yes'", "line 1: yes is a truth value or a text"),
     ],
 )
 def test_what_a_parser_would_take_in_silence_or_fail_on_is_one_error(text, said):
@@ -97,6 +102,10 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_fault(tmp_path):
         ("#b", "#b would be dropped as a comment"),
         ("[1, 2] # two", "# two would be dropped"),
         ("off", "a truth value or a text"),
+        ("--- Hello", "--- would be dropped"),
+        ("&x Hello", "&x would be dropped"),
+        ("Hello\n...", "... would be dropped"),
+        ("a\x07b", "the character U+0007"),
     ],
 )
 def test_a_value_of_the_command_line_is_taken_whole_or_refused(text, said):

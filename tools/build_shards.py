@@ -23,6 +23,7 @@ from pargo_ds.data.shards import COMPRESSIONS, whole_folder, write_shards
 from pargo_ds.data.sources import Finish
 from pargo_ds.data.sources.options import add_mixture, add_sources, fraction
 from pargo_ds.data.sources.recipes import read_recipe
+from pargo_ds.settings_file import format_yaml
 
 EXAMPLES = """\
 examples (each source explains itself: build_shards.py llava --help):
@@ -182,10 +183,11 @@ def run_mixture(options: argparse.Namespace) -> None:
     for build_options in builds:
         print(f"{build_options.out}:")
         run_source(build_options)
-    print("data:\n  train:")
+    streams = []
     for build_options, part in zip(builds, parts, strict=True):
         folder = build_options.out + ("/train" if options.held_out is not None else "")
-        print(f"    - {{path: {folder}, text: turns{'' if part.repeat == 1 else f', repeat: {part.repeat:g}'}}}")
+        streams.append({"path": folder, "text": "turns", **({} if part.repeat == 1 else {"repeat": part.repeat})})
+    print(format_yaml({"data": {"train": streams}}), end="")
 
 
 def run_merge(options: argparse.Namespace) -> None:

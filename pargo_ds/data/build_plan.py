@@ -17,7 +17,7 @@ WORK = ".build"
 DONE = ".built"
 """Folders in OUT: of an unfinished build, and of a finished one that is being removed."""
 TRAIN, HELD_OUT = "train", "held_out"
-BUILD_VERSION = 2
+BUILD_VERSION = 3
 """Of the rules by which inputs become samples and splits; a build of another version is neither continued nor taken for
 finished."""
 
@@ -43,10 +43,7 @@ class Plan:
         check_compression(self.compression)
         if self.same_id not in ("number", "drop"):
             raise ValueError(f"same id: {self.same_id!r}; expected number or drop")
-        wrong = self.held_out is not None and (
-            isinstance(self.held_out, bool) or self.held_out <= 0 or (self.held_out >= 1 and self.held_out % 1)
-        )
-        if wrong:
+        if self.held_out is not None and not _is_share_or_number(self.held_out):
             raise ValueError(f"held out: {self.held_out}; expected a share such as 0.01 or a number such as 2000")
         if not 1 << 12 <= self.shard_bytes < 1 << 31:
             raise ValueError(f"shards of {self.shard_bytes} bytes; expected 4096 to 2147483647")
@@ -67,6 +64,13 @@ class Plan:
             "hashes": HASHES,
         }
         return json.loads(json.dumps(described))
+
+
+def _is_share_or_number(value: float | int) -> bool:
+    """Whether a share lies between 0 and 1, without them: 1.0 may be meant as all, 1 is one sample."""
+    if isinstance(value, bool):
+        return False
+    return value >= 1 if isinstance(value, int) else 0 < value < 1
 
 
 def begin(plan: Plan, work: Path) -> None:

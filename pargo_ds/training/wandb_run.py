@@ -84,17 +84,20 @@ class WandbRun:
             _forget_process()
 
     def _finished(self) -> bool:
-        if self.wandb is None or not self._guarded(lambda: self.wandb.finish()):
-            return False
+        return self.wandb is not None and self._guarded(self._finish)
+
+    def _finish(self) -> None:
+        self.wandb.finish()
         self._note(max(self.last, self.held), None)
-        return True
 
     def _own_id(self) -> str:
         """The id lives in the run's folder, so that each start continues the same wandb run."""
         path = self.run.run_dir / ID
-        if not path.is_file():
-            path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
-        return path.read_text().strip()
+        known = path.read_text().strip() if path.is_file() else ""  # empty after a kill or on a full disk
+        if not known:
+            known = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+            path.write_text(known)
+        return known
 
     def _start_or_leave(self, first_step: int) -> Any:
         """Start wandb, offline where it cannot be online; None where it cannot be started at all."""
@@ -189,9 +192,9 @@ def _said(error: Exception) -> str:
 def mode_of(run: RunConfig) -> str:
     """online, offline or disabled: what WANDB_MODE or WANDB_DISABLED say, else what the run file says; `auto` is
     online where wandb has a key."""
-    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+    if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "t", "1", "yes", "y", "on"):
         return "disabled"
-    said = os.environ.get("WANDB_MODE")
+    said = os.environ.get("WANDB_MODE", "").strip()
     if said and said.lower() not in MODES:
         log.warning("WANDB_MODE is %s, expected one of %s; wandb is left out", said, ", ".join(MODES))
         return "disabled"
@@ -203,10 +206,10 @@ def _has_key() -> bool:
     """Whether wandb will find a key, in the places where it looks, for the server that it will speak to."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname
     try:
+        host = urlsplit(os.environ.get("WANDB_BASE_URL") or SERVER).hostname
         return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # no file, no text, no address
         return False
 
 

@@ -282,6 +282,18 @@ def test_places_are_checked() -> None:
         Place.of("ftp://bucket/x")
 
 
+@pytest.mark.parametrize("held_out", [float("nan"), float("inf"), 0, 0.0, 1.0, -3, True])
+def test_what_is_neither_a_share_nor_a_number_is_refused_before_the_work(plan_of, held_out: float | int) -> None:
+    with pytest.raises(ValueError, match="expected a share such as 0.01 or a number such as 2000"):
+        plan_of([], held_out=held_out)
+
+
+def test_labels_that_cannot_be_stored_are_refused_before_the_work() -> None:
+    for labels in ({"license": "\udcff"}, {"source": "caf\udce9"}):
+        with pytest.raises(ValueError, match="is not UTF-8 text"):
+            Finish(**labels)
+
+
 def test_repeats_agree_with_a_plain_search() -> None:
     """2,000 samples drawn from few ids and contents, against sets and lists."""
     rng = np.random.default_rng(1)

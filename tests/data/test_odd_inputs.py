@@ -56,6 +56,8 @@ def found(source: Llava | Table) -> list[Outcome]:
         ({"image": "0.png", "conversations": {"0": TALK[0]}}, "text empty"),
         ({"image": "0.PNG", "conversations": TALK}, "picture missing"),
         ({"IMAGE": "0.png", "conversations": TALK}, ""),
+        ({"image": "0.png", "conversations": [TALK[0], {"from": "gpt", "value": "\ufeff\u200b \0"}]}, "text empty"),
+        ({"image": "0.png", "conversations": [TALK[0], {"from": "gpt", "value": "\u200b\u2764\ufe0f"}]}, ""),
     ],
 )
 def test_odd_entries(tmp_path: Path, pictures: Path, entry: dict[str, Any], kind: str) -> None:

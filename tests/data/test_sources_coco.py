@@ -94,6 +94,28 @@ def test_ids_join_as_numbers_and_as_text(pictures: Path) -> None:
     assert all(outcome.sample is not None for outcome in read(pictures, content))
 
 
+def test_an_id_that_lost_digits_joins_nothing(pictures: Path) -> None:
+    content = document()
+    content["images"][0]["id"] = 2**53 + 1
+    content["annotations"] = [{"image_id": float(2**53 + 2), "caption": "Of which?"}]
+    content["images"][1]["id"] = 2**53 + 2
+    assert {outcome.kind for outcome in read(pictures, content)} == {"text empty", "picture missing"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [], "annotations": [], "annotations": []}',
+        '{"images": [{"id": 1, "file_name": "a.png", "file_name": "b.png"}], "annotations": []}',
+        '{"images": [], "annotations": [{"image_id": 1, "caption": "a", "caption": "b"}]}',
+    ],
+)
+def test_a_key_that_stands_twice_is_one_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(SourceError, match=r"c.json: .*the key \w+ stands twice in one object"):
+        list(Coco(files=(str(tmp_path / "c.json"),), pictures=str(tmp_path)).chunks())
+
+
 def karpathy(splits: tuple[str, ...]) -> dict:
     images = [
         {"filepath": "train", "filename": f"{number:012}.png", "cocoid": 7 + number, "split": split, "imgid": number,

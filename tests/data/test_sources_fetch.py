@@ -151,6 +151,12 @@ def test_redirect_to_a_private_address_is_refused(server: str, monkeypatch: pyte
         fetch(f"{server}/away/metadata", FetchLimits(seconds=2))
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), 1e9])
+def test_a_time_that_no_clock_takes_is_refused(seconds: float) -> None:
+    with pytest.raises(ValueError, match="seconds for a download; expected more than 0"):
+        FetchLimits(seconds=seconds)
+
+
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://x/y", "", "x", "http://", "http://a:b:c/", 7, None,
                                  "http://no.such.host.invalid/x", "http://[broken/x", "http://x\0y/"])  # fmt: skip
 def test_other_addresses_are_rejects(url: object) -> None:

@@ -12,7 +12,7 @@ from tiny import draw
 
 from pargo_ds.data.sources import Finish, Llava, Outcome, Reject, SourceError, outcomes
 from pargo_ds.data.sources.conversations import LEADING, UNANSWERED, dialogue_of, turns_of
-from pargo_ds.data.sources.json_files import holds_lines
+from pargo_ds.data.sources.json_files import holds_lines, parsed
 
 USER, ANSWER = "What colour is it?", "Red."
 
@@ -106,6 +106,31 @@ READ: dict[str, tuple[dict[str, Any], list[str], str]] = {
         ["d/a.png"],
         f"<image>\n{USER}",
     ),
+    "Hugging Face's parts, by index": (
+        {
+            "images": ["a.png", "b.png"],
+            "messages": roles(
+                [
+                    {"type": "image", "index": 1, "text": None},
+                    {"type": "text", "index": None, "text": " or "},
+                    {"type": "image", "index": 0, "text": None},
+                ]
+            ),
+        },
+        ["b.png", "a.png"],
+        "<image> or <image>",
+    ),
+    "Cauldron, picture in the turn": (
+        {"texts": [{"user": USER, "assistant": ANSWER, "image": "a.png"}]},
+        ["a.png"],
+        f"<image>\n{USER}",
+    ),
+    "says that it has none": (
+        {"has_image": False, "num_images": 0, "image_id": "", "img": None, "conversations": talk()},
+        [],
+        USER,
+    ),
+    "a caption of a file's name": ({"conversations": talk("a.png", "b.png")}, [], "a.png"),
     "text that speaks of marks": (
         {"conversations": talk("What is <img src='x.png'>?")},
         [],
@@ -124,12 +149,70 @@ def test_what_other_projects_write_is_read_as_they_mean_it(name: str) -> None:
     record, images, question = READ[name]
     dialogue = dialogue_of(record)
     assert (dialogue.images, dialogue.changed) == (images, ())
-    assert dialogue.turns == roles(question)
+    assert dialogue.turns == roles(question, "b.png" if "file's name" in name else ANSWER)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "audio": ({"audio": "x.wav", "conversations": talk()}, "audio", "it has audio: x.wav"),
     "videos": ({"videos": ["x.mp4"], "conversations": talk()}, "video", "it has videos"),
+    "bytes under an unread key": ({"image_1": {"bytes": b"x"}, "conversations": talk()}, "key not read", "its image_1"),
+    "base64 under an unread key": (
+        {"image_base64": "/9j/", "conversations": talk()},
+        "key not read",
+        "its image_base64",
+    ),
+    "a number of a picture": ({"image_id": 458752, "conversations": talk()}, "key not read", "its image_id is 458752"),
+    "an address without ending": (
+        {"image_url": {"url": "https://x/y?id=7"}, "conversations": talk()},
+        "key not read",
+        "its image_url",
+    ),
+    "bytes of a second picture": (
+        {"image": "a.png", "image2": {"bytes": b"x"}, "conversations": talk()},
+        "key not read",
+        "its image2",
+    ),
+    "a picture under a turn's unread key": (
+        {"messages": [{**roles()[0], "image_url": "a.png"}, roles()[1]]},
+        "key not read",
+        "turn 0: its image_url is a.png",
+    ),
+    "a file beside a turn": (
+        {"messages": [{**roles()[0], "attachments": ["a.png"]}, roles()[1]]},
+        "key not read",
+        "turn 0: its attachments",
+    ),
+    "text and picture in one part": (
+        {"messages": roles([{"image": "a.png", "text": USER}])},
+        "two values",
+        "text and a picture in one part",
+    ),
+    "two pictures in one part": (
+        {"messages": roles([{"type": "image", "image": "a.png", "url": "b.png"}])},
+        "two values",
+        "image and url give two different pictures of turn 0",
+    ),
+    "Cauldron, not learned": (
+        {"texts": [{"user": USER, "assistant": ANSWER, "loss": False}]},
+        "not to be learned",
+        "has loss: False",
+    ),
+    "an answer to avoid": ({"messages": roles(), "label": False}, "not to be learned", "its label is False"),
+    "a thought of another name": (
+        {"messages": [roles()[0], {**roles()[1], "thinking": "Hm"}]},
+        "key not read",
+        "turn 1 has thinking",
+    ),
+    "marks of two spellings": (
+        {"image": "a.png", "conversations": talk("<image> <image 2>")},
+        "placeholders",
+        "<image 2>",
+    ),
+    "places of objects": (
+        {"image": "a.png", "conversations": talk("<image>Where?", "At <bbox>."), "objects": {"bbox": [[1, 2, 3, 4]]}},
+        "placeholders",
+        "<bbox> in the text",
+    ),
     "an unread picture": ({"photo": "a.png", "conversations": talk()}, "key not read", "its photo is a.png"),
     "another unread picture": ({"file": "d/a.jpg", "conversations": talk()}, "key not read", "its file is d/a.jpg"),
     "one of two pictures": ({"image": "a.png", "image2": "b.png", "conversations": talk()}, "key not read", "image2"),
@@ -278,6 +361,19 @@ def test_a_key_that_stands_twice_in_an_object_is_a_reject(tmp_path: Path) -> Non
         ("two values", "it has the key image twice"),
         ("two values", "it has the key value twice"),
     ]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "text": "b"}]}]}',
+        '{"image": {"path": "a.png", "path": "b.png"}, "conversations": []}',
+        '{"conversations": "[{\\"from\\": \\"human\\", \\"value\\": [{\\"text\\": \\"a\\", \\"text\\": \\"b\\"}]}]"}',
+    ],
+)
+def test_a_key_that_stands_twice_is_a_reject_however_deep(entry: str) -> None:
+    with pytest.raises(Reject, match="two values.* twice"):
+        dialogue_of(parsed(entry))
 
 
 def test_ids_that_are_numbers_are_texts(tmp_path: Path) -> None:

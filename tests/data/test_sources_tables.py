@@ -140,6 +140,8 @@ def test_the_words_that_programs_write_for_nothing_are_nothing(tmp_path: Path, p
     [
         (json.dumps(["One.", "Two."]), ["One.", "Two."]),
         (repr(["One's.", "Two."]), ["One's.", "Two."]),
+        ("['One.' \"It's two.\"\n 'Three.']", ["One.", "It's two.", "Three."]),  # an array of numpy
+        ("['One.', None]", ["One."]),
         ("[OC] my cat [2019]", ["[OC] my cat [2019]"]),
         ("[1, 2]", ["[1, 2]"]),
     ],
@@ -154,7 +156,7 @@ def test_several_captions_in_a_cell_are_several_captions(
     assert first.sample.captions == {"coarse": texts[0]}
     assert first.sample.meta == ({"other_captions": texts[1:]} if texts[1:] else {})
     every = read(tmp_path / "t.csv", captions="all", **options)
-    assert [(o.id, o.sample.captions["coarse"]) for o in every] == list(zip(["k", "k-2"], texts, strict=False))
+    assert [(o.id, o.sample.captions["coarse"]) for o in every] == list(zip(["k", "k-2", "k-3"], texts, strict=False))
 
 
 def test_utf_16_is_one_error(tmp_path: Path, pictures: Path) -> None:

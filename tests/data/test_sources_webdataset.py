@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,6 +181,32 @@ def test_damaged_tar_keeps_what_stands_before_and_says_what_is_lost(tmp_path: Pa
     found = read(tmp_path / "t.tar")
     assert [outcome.kind for outcome in found] == ["", "", "", "tar damaged"]
     assert "no end mark" in found[-1].reason
+
+
+def test_a_tar_behind_another_is_told(tmp_path: Path) -> None:
+    one, two = (write(tmp_path / f"{number}.tar", pair(number)).read_bytes() for number in range(2))
+    (tmp_path / "t.tar").write_bytes(one + two)
+    (tmp_path / "t.tar.gz").write_bytes(gzip.compress(one) + gzip.compress(two))
+    for name in ("t.tar", "t.tar.gz"):
+        found = read(tmp_path / name)
+        assert [outcome.kind for outcome in found] == ["", "tar damaged"]
+        assert "more stands behind its end mark" in found[1].reason
+
+
+@pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_tar_that_was_packed_in_parts_is_read_whole(tmp_path: Path, packed: Callable[[bytes], bytes]) -> None:
+    whole = write(tmp_path / "t.tar", [m for number in range(6) for m in pair(number)]).read_bytes()
+    (tmp_path / "t.tar.x").write_bytes(b"".join(packed(whole[at : at + 3000]) for at in range(0, len(whole), 3000)))
+    found = read(tmp_path / "t.tar.x")
+    assert [outcome.id for outcome in found if outcome.sample] == [f"{number:05}" for number in range(6)]
+    assert len(found) == 6
+
+
+def test_a_wrong_checksum_is_told(tmp_path: Path) -> None:
+    whole = write(tmp_path / "t.tar.gz", pair(0)).read_bytes()
+    for damaged in (whole[:-8] + b"\1\2\3\4" + whole[-4:], whole[:-3], whole + b"more"):
+        (tmp_path / "t.tar.gz").write_bytes(damaged)
+        assert [outcome.kind for outcome in read(tmp_path / "t.tar.gz")] == ["", "tar damaged"]
 
 
 def test_what_is_no_tar_is_a_reject_or_an_error(tmp_path: Path) -> None:

@@ -129,10 +129,11 @@ def test_a_mixture_is_built_by_one_command_that_prints_its_streams(
     }
     (room / "meta.json").write_text(json.dumps(meta))
     options = ["--workers", "1", "--held-out", "10"]
-    assert main(["mixture", str(room / "mix"), str(room / "meta.json"), *options]) == 0
+    mix = room / "a, b: #1"
+    assert main(["mixture", str(mix), str(room / "meta.json"), *options]) == 0
     streams = yaml.safe_load(capsys.readouterr().out.partition("data:\n")[2])["train"]
     assert streams == [
-        {"path": f"{room}/mix/a/train", "text": "turns"}, {"path": f"{room}/mix/b/train", "text": "turns", "repeat": 2}
+        {"path": f"{mix}/a/train", "text": "turns"}, {"path": f"{mix}/b/train", "text": "turns", "repeat": 2}
     ]  # fmt: skip
     assert [len(list(read_samples(Path(stream["path"])))) for stream in streams] == [48, 48]
 

@@ -176,7 +176,9 @@ def test_a_key_that_leads_nowhere_ends_no_run_and_loses_no_figure(run, silent_se
         ("WANDB_MODE", "disabled", "disabled"),
         ("WANDB_MODE", "online", "online"),
         ("WANDB_MODE", "of", "disabled"),
+        ("WANDB_MODE", " offline ", "offline"),
         ("WANDB_DISABLED", "true", "disabled"),
+        ("WANDB_DISABLED", "Y ", "disabled"),
     ],
 )
 def test_the_environment_goes_before_the_run_file(run, monkeypatch, in_file, variable, value, mode):
@@ -193,6 +195,32 @@ def test_a_key_for_another_server_is_found_where_that_server_is_named(run, tmp_p
     assert mode_of(run) == "offline"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8443/")
     assert mode_of(run) == "online"
+
+
+@pytest.mark.parametrize(("variable", "value"), [("WANDB_BASE_URL", "http://[x"), ("NETRC", "/"), ("NETRC", "/none")])
+def test_a_variable_that_names_nothing_means_no_key(run, monkeypatch, variable, value):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", "/none")
+    monkeypatch.setenv(variable, value)
+    assert (
+        mode_of(run.model_copy(update={"reporting": run.reporting.model_copy(update={"wandb": "auto"})})) == "offline"
+    )
+
+
+def test_a_note_that_cannot_be_written_ends_no_run(run, caplog):
+    reporter = start(run, 0)
+    report(reporter, 1)
+    (run.run_dir / "wandb_state.aside").mkdir()  # as a full disk: the note cannot be written
+    reporter.close()
+    assert "wandb stopped" in caplog.text
+
+
+def test_an_id_that_was_not_written_is_chosen_anew(run):
+    (run.run_dir / "wandb_id").write_text("")
+    reporter = start(run, 0)
+    reporter.close()
+    assert reporter.id
+    assert reporter.id == (run.run_dir / "wandb_id").read_text()
 
 
 def test_a_disabled_wandb_writes_nothing(run, monkeypatch):

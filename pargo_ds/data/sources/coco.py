@@ -49,7 +49,7 @@ class Coco(Source):
 
     def _inputs(self, path: str) -> list[Input]:
         """One input for each sample to be; then one for each annotation that belongs to no picture."""
-        document = load_json(path)
+        document = load_json(path, each_once=True)
         if isinstance(document, dict) and _is_karpathy(document.get("images")):
             document = _as_coco(_of_splits(path, document["images"], self.splits))
         elif self.splits:
@@ -102,7 +102,9 @@ class Coco(Source):
 
 
 def _key(value: Any) -> str:
-    """An id as text, so that 17, 17.0 and "17" are one; "" for what is no id."""
+    """An id as text, so that 17, 17.0 and "17" are one; "" for what is no id, such as a float that lost digits."""
+    if isinstance(value, float) and abs(value) > 2**53:
+        return ""
     try:
         return text_id(value, "")
     except Reject:

@@ -13,12 +13,15 @@ from typing import Any
 
 from pargo_ds.data.schema import IMAGE_PLACEHOLDER, placeholder_problem
 from pargo_ds.data.sources.cells import conversation_in
-from pargo_ds.data.sources.json_files import TwoValues
+from pargo_ds.data.sources.json_files import check_each_once
 from pargo_ds.data.sources.keys import (
     CONVERSATION_KEYS,
     PICTURE_KEYS,
+    SPEAKER_KEYS,
     SYSTEM_KEYS,
+    TEXT_KEYS,
     check_keys,
+    check_pictures,
     check_turn_keys,
     given,
     is_empty,
@@ -36,7 +39,9 @@ SPEAKERS = {
 }  # fmt: skip
 LEADING, UNANSWERED = "leading answer dropped", "unanswered last question dropped"
 """What is taken from a conversation, as LLaVA's trainer does; counted, and kept in the sample's meta.changed."""
-SPEAKER_KEYS, TEXT_KEYS = ("from", "role", "speaker"), ("value", "content", "text")
+PART_KEYS = ("image", "image_url", "url", "path", "base64")
+"""Where a part of a turn names its picture."""
+TURN_KEYS = (*SPEAKER_KEYS, *TEXT_KEYS, *PICTURE_KEYS, "user", "assistant")
 STRUCT_KEYS = {"bytes", "path", "url"}
 """Hugging Face's picture: {bytes, path}."""
 
@@ -68,7 +73,7 @@ def dialogue_of(record: Mapping[str, Any], pictures: list[Any] | None = None) ->
 
     Raises Reject, naming the key where one is to blame, for all that would be lost or misread.
     """
-    _check_twice(record)
+    check_each_once(record)
     own = given(record, PICTURE_KEYS, "pictures") if pictures is None else pictures
     conversation = given(record, CONVERSATION_KEYS, "conversations")
     if conversation is None:
@@ -102,6 +107,8 @@ def turns_of(conversation: Any, pictures: Any, system: Any = None) -> Dialogue:
     problem = placeholder_problem(texts, len(images))
     if problem is not None:
         raise Reject("placeholders", problem)
+    for number, entry in enumerate(conversation):
+        check_pictures(entry, TURN_KEYS, images, f"turn {number}: its")
     return Dialogue(texts, images, changed)
 
 
@@ -138,9 +145,13 @@ def _with_system(turns: list[_Turn], system: Any) -> list[_Turn]:
 def _turns(number: int, entry: Any) -> list[_Turn]:
     if not isinstance(entry, dict):
         raise Reject("does not fit", f"turn {number} is {shortened(entry)}; expected {{from, value}}")
-    _check_twice(entry)
     if "user" in entry and "assistant" in entry and not any(key in entry for key in SPEAKER_KEYS):
-        return [_turn(number, {"role": role, "content": entry[role]}) for role in ("user", "assistant")]
+        shared = {key: value for key, value in entry.items() if key not in ("user", "assistant")}
+        answers = {key: value for key, value in shared.items() if normal(key) not in PICTURE_KEYS}
+        return [
+            _turn(number, {**shared, "role": "user", "content": entry["user"]}),
+            _turn(number, {**answers, "role": "assistant", "content": entry["assistant"]}),
+        ]
     return [_turn(number, entry)]
 
 
@@ -185,18 +196,23 @@ def _content(number: int, value: Any) -> tuple[str, list[Any]]:
 
 
 def _part(number: int, part: Any) -> tuple[str, Any]:
-    """(text, picture or None) of one part of OpenAI's kind; a picture without a source is one of the record's own."""
+    """(text, picture or None) of one part of OpenAI's kind; a picture without a source is one of the record's own, in
+    their order or (Hugging Face's) at its index."""
     if isinstance(part, str):
         return part, None
     if not isinstance(part, dict):
         raise Reject("does not fit", f"turn {number} has a part {shortened(part)}; expected {{type, text}}")
-    kind = part.get("type") or next((name for name in ("text", "image", "image_url") if name in part), None)
-    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
-        return part["text"], None
+    source, text, index = given(part, PART_KEYS, f"pictures of turn {number}"), part.get("text"), part.get("index")
+    kind = part.get("type") or next((name for name in ("image", "image_url") if not is_empty(part.get(name))), None)
+    kind = kind or next((name for name in ("text", "image", "image_url") if name in part), None)
+    if source is not None and not is_empty(text):
+        raise Reject("two values", f"turn {number} has text and a picture in one part; expected a part for each")
+    if kind in ("text", "input_text", "output_text") and isinstance(text, str):
+        return text, None
     if kind not in ("image", "image_url", "input_image"):
         raise Reject("key not read", f"turn {number} has a part of type {shortened(kind)}; expected text or image")
-    names = (part.get(name) for name in ("image", "image_url", "url", "path", "base64"))
-    source = next((name for name in names if not is_empty(name)), None)
+    if source is None and isinstance(index, (int, float)) and not is_empty(index):
+        return f"<image {index:g}>", None
     if isinstance(source, dict) and "url" in source:
         source = source["url"]
     return IMAGE_PLACEHOLDER, source
@@ -220,8 +236,3 @@ def _named(pictures: Any) -> tuple[list[Any], list[str]]:
     if found and len(found) < len(pictures):
         raise Reject("picture missing", f"{len(pictures) - len(found)} of its {len(pictures)} pictures are empty")
     return found, []
-
-
-def _check_twice(record: Any) -> None:
-    if isinstance(record, TwoValues):
-        raise Reject("two values", f"it has the key {record.twice} twice; expected each key once")

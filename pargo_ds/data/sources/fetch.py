@@ -18,6 +18,7 @@ AGENT = "pargo_ds (picture data set builder)"
 REDIRECTS = (301, 302, 303, 307, 308)
 FORBIDDEN = {"noai", "noimageai", "noindex", "noimageindex"}
 """A server says with these words of X-Robots-Tag that a picture is not to be used."""
+MAX_SECONDS = 86400
 TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
 
 
@@ -32,8 +33,10 @@ class FetchLimits:
     threads: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.max_bytes, self.seconds, self.threads) <= 0 or self.redirects < 0:
+        if min(self.max_bytes, self.threads) <= 0 or self.redirects < 0:
             raise ValueError(f"limits of downloads must be positive; found {self}")
+        if not 0 < self.seconds <= MAX_SECONDS:
+            raise ValueError(f"{self.seconds} seconds for a download; expected more than 0 and at most {MAX_SECONDS}")
 
 
 def fetch(url: object, limits: FetchLimits) -> bytes:

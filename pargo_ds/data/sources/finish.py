@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,11 @@ class Finish:
     def __post_init__(self) -> None:
         if self.longest_side is not None and self.longest_side < 8:
             raise ValueError(f"longest side is {self.longest_side} pixels; expected at least 8, for example 1024")
+        for name in (self.source, self.license):
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"{ascii(name)} is not UTF-8 text; give source name and license in UTF-8") from error
 
     def __call__(self, sample: Sample) -> Sample:
         """The sample as it will be stored. Raises Reject when a text or a picture is not fit for it."""
@@ -36,6 +42,9 @@ class Finish:
         size = sum(map(len, images))
         if size > MAX_BYTES:
             raise Reject("too large", f"its pictures have {size:,} bytes; expected at most {MAX_BYTES:,}")
+        said = [*(turn["content"] for turn in sample.turns), *sample.captions.values()]
+        if any(text.strip() and all(map(_is_invisible, text)) for text in said):
+            raise Reject("text empty", "a text holds only characters that cannot be seen, such as U+200B")
         if not sample.turns and not sample.captions:
             raise Reject("text empty", "it has neither conversation nor caption")
         problem = placeholder_problem(sample.turns, len(images)) if sample.turns else None
@@ -48,6 +57,11 @@ class Finish:
         except SampleError as error:
             raise Reject("does not fit", str(error).partition(": ")[2] or str(error)) from error
         return finished
+
+
+def _is_invisible(letter: str) -> bool:
+    """Blanks, control characters and those that only say how others are shown."""
+    return letter.isspace() or unicodedata.category(letter) in ("Cc", "Cf")
 
 
 def _texts(sample: Sample) -> Iterator[Any]:

@@ -74,8 +74,9 @@ def _first_line(file: BinaryIO) -> bytes:
     return b""
 
 
-def load_json(path: str) -> Any:
-    """The parsed document. Raises SourceError naming file and line."""
+def load_json(path: str, each_once: bool = False) -> Any:
+    """The parsed document. Raises SourceError naming file and line, with `each_once` also for a key that stands twice
+    in an object anywhere."""
     try:
         with open_bytes(path) as file:
             data = file.read(MAX_DOCUMENT + 1)
@@ -84,7 +85,7 @@ def load_json(path: str) -> Any:
     if len(data) > MAX_DOCUMENT:
         raise SourceError(f"{path} holds more than {MAX_DOCUMENT:,} bytes; save it as JSON lines (.jsonl)")
     try:
-        return parsed(data.decode("utf-8-sig"))
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once if each_once else _unique)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise SourceError(f"{path}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
@@ -115,6 +116,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     odd = TwoValues(found)
     odd.twice = next(name for name in names if names.count(name) > 1)
     return odd
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = _unique(pairs)
+    if isinstance(found, TwoValues):
+        raise ValueError(f"the key {found.twice} stands twice in one object; expected each key once")
+    return found
+
+
+def check_each_once(value: Any) -> None:
+    """Raise Reject when an object anywhere in a JSON value gives one name two values."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, TwoValues):
+            raise Reject("two values", f"it has the key {shortened(one.twice)} twice; expected each key once")
+        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
 
 
 def line_chunks(path: str, inputs: int) -> Iterator[Chunk]:

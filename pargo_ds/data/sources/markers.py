@@ -11,9 +11,12 @@ from pargo_ds.data.sources.rejects import Reject
 INLINE = re.compile(r"<img>([^<>\n]+)</img>")
 """Qwen-VL writes the path of a picture into the text."""
 VISION_TAGS = re.compile(r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>")
-OTHER = re.compile(r"<(?:image|imagehere|image_placeholder|\|image\|)>", re.IGNORECASE)
+OTHER = re.compile(r"<(?:image|imagehere|image_placeholder|start_of_image|\|image\||\|image_pad\|)>", re.IGNORECASE)
 NUMBERED = re.compile(r"<(?:image|img)[ _-]?0*(\d{1,4})>|<\|image_0*(\d{1,4})\|>", re.IGNORECASE)
 """MMMU's and InternLM's <image 1>, Phi 3's <|image_1|>."""
+GROUNDING = re.compile("<bbox>|<ref-object>")
+"""ms-swift writes numbers and names of an entry's `objects` there."""
+LEFT = re.compile("|".join(f"(?i:{one.pattern})" for one in (NUMBERED, VISION_TAGS, OTHER, GROUNDING)))
 
 Turns = list[dict[str, str]]
 
@@ -29,8 +32,20 @@ def placed(turns: Turns, images: list[Any], names: list[str]) -> tuple[Turns, li
     """Turns in which every picture has a placeholder, and the pictures in the order of these.
 
     `names` are the marks of the pictures, where the record gives them. Only questions and system texts are looked at:
-    what an answer says is text. Raises Reject when marks and pictures do not fit together.
+    what an answer says is text. Raises Reject when marks and pictures do not fit together, and for a mark of another
+    spelling that is left beside them.
     """
+    found, ordered = _placed(turns, images, names)
+    for turn in found:
+        pattern = GROUNDING if turn["role"] == "assistant" else LEFT
+        marks = (match.group() for match in pattern.finditer(turn["content"]))
+        left = next((mark for mark in marks if mark != IMAGE_PLACEHOLDER), None)
+        if left is not None:
+            raise Reject("placeholders", f"{left} in the text stands for something that is not read")
+    return found, ordered
+
+
+def _placed(turns: Turns, images: list[Any], names: list[str]) -> tuple[Turns, list[Any]]:
     if names:
         return _by_name(turns, images, names)
     asked = [turn["content"] for turn in turns if turn["role"] != "assistant"]

@@ -7,11 +7,22 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.data.sources.json_files import TwoValues, load_json
-from pargo_ds.data.sources.keys import given
+from pargo_ds.data.sources.json_files import TwoValues, check_each_once, load_json
+from pargo_ds.data.sources.keys import given, is_empty
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
 from pargo_ds.settings_file import ConfigError, read_yaml
 
+NOTES = (
+    "length",
+    "name",
+    "description",
+    "comment",
+    "data_augment",
+    "max_dynamic_patch",
+    "min_dynamic_patch",
+    "max_num",
+)
+"""Keys of a data set that may stand there: notes, and what InternVL does to pictures while it trains."""
 SHARE = re.compile(r"random:(\d+(?:\.\d+)?)%")
 
 
@@ -35,6 +46,10 @@ def read_recipe(path: str, pictures: str | None) -> list[Ingredient]:
     document = _yaml(path) if Path(path).suffix.lower() in (".yaml", ".yml") else load_json(path)
     if isinstance(document, TwoValues):
         raise SourceError(f"{path} lists {document.twice} twice; give each data set a name of its own")
+    try:
+        check_each_once(document)
+    except Reject as reject:
+        raise SourceError(f"{path}: {reject.reason}") from reject
     if isinstance(document, dict) and isinstance(document.get("datasets"), list):
         found = [_llava_next(path, number, entry, pictures) for number, entry in enumerate(document["datasets"], 1)]
     elif isinstance(document, dict) and document and all(isinstance(entry, dict) for entry in document.values()):
@@ -59,9 +74,8 @@ def _yaml(path: str) -> Any:
 
 
 def _internvl(path: str, name: Any, entry: dict[str, Any], pictures: str | None) -> Ingredient:
-    if isinstance(entry, TwoValues):
-        raise SourceError(f"{path}: {name} has the key {entry.twice} twice; expected each key once")
     where = f"{path}: {shortened(name)}"
+    _check_keys(where, entry, ("root", "annotation", "repeat_time"))
     root = entry.get("root")
     if root is not None and not isinstance(root, str):
         raise SourceError(f"{where} has the root {shortened(root)}; expected a folder")
@@ -78,6 +92,7 @@ def _llava_next(path: str, number: int, entry: Any, pictures: str | None) -> Ing
     where = f"{path}: data set {number}"
     if not isinstance(entry, dict):
         raise SourceError(f"{where} is {shortened(entry)}; expected {{json_path, sampling_strategy}}")
+    _check_keys(where, entry, ("json_path", "sampling_strategy", "image_folder", "images_folder"))
     try:
         own = given(entry, ("image_folder", "images_folder"), "folders")
     except Reject as reject:
@@ -86,6 +101,14 @@ def _llava_next(path: str, number: int, entry: Any, pictures: str | None) -> Ing
     return Ingredient(
         _folder_name(Path(file).stem), file, own or pictures, _share(where, entry.get("sampling_strategy"))
     )
+
+
+def _check_keys(where: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:
+    """Raise SourceError for a key that is not read and says something: a mistyped one would change the mixture."""
+    unread = [key for key, value in entry.items() if key not in (*known, *NOTES) and not is_empty(value)]
+    if unread:
+        shown = ", ".join(map(shortened, unread))
+        raise SourceError(f"{where} has the keys {shown}, which are not read; read are {', '.join(known)}: remove them")
 
 
 def _share(where: str, strategy: Any) -> float:

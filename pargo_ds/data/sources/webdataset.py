@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
 import glob
+import gzip
 import lzma
 import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pargo_ds.data.schema import Sample
 from pargo_ds.data.sources.conversations import Dialogue, dialogue_of
-from pargo_ds.data.sources.json_files import TwoValues, parsed
+from pargo_ds.data.sources.json_files import check_each_once, parsed
 from pargo_ds.data.sources.keys import CONVERSATION_KEYS, is_empty, normal
 from pargo_ds.data.sources.pictures import ENDINGS, check_count, check_size
 from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
@@ -29,7 +31,14 @@ HEADERS = (
 )  # fmt: skip
 MAX_HEADER = 1 << 20
 """Long names and extended headers, which tarfile reads into memory, and the most bytes that one may have."""
-BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, ValueError)
+BROKEN = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, UnicodeError, ValueError, OSError)
+PACKED: tuple[tuple[bytes, Callable[[str, str], Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ", lzma.open),
+)
+"""First bytes of a packed tar, and what unpacks it: all that follows on the first part (pigz, bgzip, cat), its checksum
+compared. tarfile's own streams stop behind the first part and compare nothing."""
 
 
 class NoEndMark(tarfile.ReadError):
@@ -98,7 +107,7 @@ class WebDataset(Source):
         group = _Group("", "")
         last = "its start"
         try:
-            with tarfile.open(payload, "r|*", tarinfo=TarEntry) as tar:
+            with _unpacked(payload) as file, tarfile.open(fileobj=file, mode="r|", tarinfo=TarEntry) as tar:
                 for member in tar:
                     tar.members = []  # or a tar of a million members fills the memory
                     last = shortened(member.name)
@@ -118,7 +127,11 @@ class WebDataset(Source):
                     content = tar.extractfile(member)
                     group.add(extension, content.read() if content else b"", member)
                 yield from group.entries(payload)
+                group = _Group("", "")
+                _check_end(tar)
         except BROKEN as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the disk's fault
             if isinstance(error, NoEndMark):
                 yield from group.entries(payload)
             elif group.key:
@@ -129,7 +142,7 @@ class WebDataset(Source):
 
     def identify(self, where: Where, entry: Any) -> str:
         key, members = entry
-        return text_id(_fields(members).get("id") or key, key)
+        return text_id(_fields(members).get("id"), key)
 
     def sample(self, entry: Any, sample_id: str) -> Sample:
         key, members = entry
@@ -174,6 +187,20 @@ class _Group:
     def entries(self, path: str) -> Iterator[tuple[Where, Any]]:
         if self.key:
             yield {"file": path, "member": self.first}, self.fault or (self.key, self.members)
+
+
+def _unpacked(path: str) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(8)
+    return next((unpack for mark, unpack in PACKED if start.startswith(mark)), open)(path, "rb")
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise ReadError when anything but zeros stands behind the end mark, such as a second tar."""
+    assert tar.fileobj is not None, "it is open"
+    while rest := tar.fileobj.read(1 << 20):
+        if rest.strip(b"\0"):
+            raise tarfile.ReadError("more stands behind its end mark; tars are joined by tar -A, not by cat")
 
 
 def _cut(name: str) -> tuple[str, str]:
@@ -235,6 +262,5 @@ def _fields(members: dict[str, bytes]) -> dict[str, Any]:
         raise Reject("not JSON", f".json: {shortened(str(error))}") from error
     if not isinstance(fields, dict):
         raise Reject("does not fit", f".json holds {shortened(fields)}; expected an object")
-    if isinstance(fields, TwoValues):
-        raise Reject("two values", f".json has the key {fields.twice} twice; expected each key once")
+    check_each_once(fields)
     return {name: value for name, value in fields.items() if value is not None}
