@@ -8,6 +8,7 @@ here=$(dirname "$0")
 [ -f "$here/core.sh" ] || { echo "error: call slurm/check.sh without sbatch" >&2 && exit 2; }
 # shellcheck source=slurm/core.sh
 source "$here/core.sh"
+explain_if_asked "$@"
 open_project "$here"
 FAULTS=0
 

@@ -23,6 +23,19 @@ die() { # STATUS MESSAGE
     exit "$1"
 }
 
+explain_if_asked() { # ARGUMENTS of the script: with --help among them, show its first lines and end
+    local argument
+    for argument in "$@"; do
+        case $argument in
+        --) return ;;
+        -h | --help)
+            sed -n '2,/^[^#]\|^$\|^#SBATCH/{/^# /s/^# //p}' "$0"
+            exit 0
+            ;;
+        esac
+    done
+}
+
 # A job runs Slurm's copy of the script, beside which this file does not lie.
 in_job() { [ ! -f "$(dirname "$0")/core.sh" ]; }
 

@@ -16,6 +16,7 @@ here=$(dirname "$0")
 [ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }
 # shellcheck source=slurm/core.sh
 source "$here/core.sh"
+explain_if_asked "$@"
 open_project "$here"
 
 split_arguments "$@"

@@ -9,6 +9,7 @@ here=$(dirname "$0")
 [ -f "$here/core.sh" ] || { echo "error: slurm/pipeline.sh submits jobs itself; call it without sbatch" >&2 && exit 2; }
 # shellcheck source=slurm/core.sh
 source "$here/core.sh"
+explain_if_asked "$@"
 open_project "$here"
 # shellcheck source=slurm/training.sh
 source slurm/training.sh

@@ -57,6 +57,16 @@ def test_values_of_a_site_stand_in_site_env_only(script):
     )
 
 
+@pytest.mark.parametrize("script", [*JOBS, SLURM / "pipeline.sh", SLURM / "check.sh"], ids=lambda path: path.name)
+def test_help_says_how_it_is_called_and_queues_nothing(folder, script):
+    for arguments in (["--help"], ["ds_configs/other.yaml", "-h"]):
+        process = bash(folder / "slurm" / script.name, *arguments, cwd=folder)
+        assert process.returncode == 0, process.stderr
+        assert f"slurm/{script.name}" in process.stdout
+        assert "SBATCH --" not in process.stdout
+        assert "set -uo" not in process.stdout
+
+
 def test_the_example_names_every_value_that_the_scripts_read():
     example = set(re.findall(r"^(SITE_\w+)=", (SLURM / "site.env.example").read_text(), re.M))
     read = {name for script in SCRIPTS for name in re.findall(r"SITE_[A-Z0-9_]+", script.read_text())}
