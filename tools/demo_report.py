@@ -26,7 +26,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.jsonl of each stage")
     parser.add_argument("--caption-model", type=Path, help="exported folder for the caption loss (default: MODEL)")
     parser.add_argument(
-        "--questions", type=int, default=500, metavar="N", help="held-out questions asked (default 500)"
+        "--questions", type=int, default=400, metavar="N", help="held-out questions asked (default 400)"
     )
     parser.add_argument(
         "--caption-scenes", type=int, default=100, metavar="N", help="scenes for the caption loss (default 100)"

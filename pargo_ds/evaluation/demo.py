@@ -40,7 +40,7 @@ class DemoEvaluation:
     shards: Path
     metrics: Sequence[Path]
     caption_model: Path | None = None
-    questions: int = 500
+    questions: int = 400
     caption_scenes: int = 100
     batch_size: int = 16
     seed: int = 0
