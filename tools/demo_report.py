@@ -26,13 +26,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics", type=Path, nargs="+", required=True, help="metrics.jsonl of each stage")
     parser.add_argument("--caption-model", type=Path, help="exported folder for the caption loss (default: MODEL)")
     parser.add_argument(
-        "--questions", type=int, default=400, metavar="N", help="held-out questions asked (default 400)"
+        "--questions", type=int, default=500, metavar="N", help="held-out questions asked (default 500)"
     )
     parser.add_argument(
         "--caption-scenes", type=int, default=100, metavar="N", help="scenes for the caption loss (default 100)"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=16, metavar="N", help="questions answered together (default 16)"
+        "--batch-size", type=int, default=32, metavar="N", help="questions answered together (default 32)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the wrong pictures and the bootstrap (default 0)")
     return parser.parse_args(arguments)

@@ -40,9 +40,9 @@ class DemoEvaluation:
     shards: Path
     metrics: Sequence[Path]
     caption_model: Path | None = None
-    questions: int = 400
+    questions: int = 500
     caption_scenes: int = 100
-    batch_size: int = 16
+    batch_size: int = 32
     seed: int = 0
 
 
