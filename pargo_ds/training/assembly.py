@@ -156,9 +156,9 @@ def load_exported(run: RunConfig, zero3: dict[str, Any] | None) -> ParGoForCondi
 
     Every file is compared with the folder's hashes first, where it has them; the ranks divide the work.
     """
-    check_start(run)
     folder, rank, ranks = Path(run.start_from), distributed.rank(), distributed.world_size()
     distributed.together(lambda: check_hashes(folder, rank, ranks))
+    check_start(run)
     with partition_while_loading(zero3), reading_weights("start_from", str(folder)):
         model, info = ParGoForConditionalGeneration.from_pretrained(
             run.start_from, dtype=dtype_of(run), output_loading_info=True

@@ -40,14 +40,14 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_together(export, tm
         export,
         **{
             "llm.model.norm.weight": None,
-            "projector.output.weight": "projector.outlet.weight",
+            "projector.output.linear.weight": "projector.outlet.weight",
             "llm.model.layers.1.mlp.up_proj.weight": torch.zeros(7, 32),
         },
     )
     with pytest.raises(CheckpointError) as caught:
         to_megatron(HFFolder(export), tmp_path / "out")
     said = str(caught.value)
-    assert "missing 2 (llm.model.norm.weight, projector.output.weight)" in said
+    assert "missing 2 (llm.model.norm.weight, projector.output.linear.weight)" in said
     assert "unexpected 1 (projector.outlet.weight)" in said
     assert "llm.model.layers.1.mlp.up_proj.weight [7, 32] instead of [48, 32]" in said
     assert not (tmp_path / "out").exists()

@@ -79,12 +79,12 @@ def test_torch_reads_what_is_written(export, checkpoint):
 
     weights = tensors_of(export)
     state = {"output_layer.weight": torch.zeros_like(weights["llm.lm_head.weight"])}
-    state |= {"pargo.projector.output.weight": torch.zeros_like(weights["projector.output.weight"])}
+    state |= {"pargo.projector.output.linear.weight": torch.zeros_like(weights["projector.output.linear.weight"])}
     fc2 = "decoder.layers.mlp.linear_fc2.weight"
     state[fc2] = torch.zeros(TorchDistFolder(checkpoint).tensors[fc2].shape)
     dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     assert torch.equal(state["output_layer.weight"], weights["llm.lm_head.weight"])
-    assert torch.equal(state["pargo.projector.output.weight"], weights["projector.output.weight"])
+    assert torch.equal(state["pargo.projector.output.linear.weight"], weights["projector.output.linear.weight"])
     for layer in range(3):
         assert torch.equal(state[fc2][layer], weights[f"llm.model.layers.{layer}.mlp.down_proj.weight"])
 

@@ -33,7 +33,7 @@ def test_every_format_is_recognised(exports, checkpoints, family, tmp_path):
 
 
 def test_the_command_names_the_largest_difference_and_exits_with_1(convert, export, checkpoint, tmp_path):
-    add(export, "projector.output.weight", 0.125)
+    add(export, "projector.output.linear.weight", 0.125)
     add(export, "llm.model.layers.2.self_attn.v_proj.weight", 0.5)
     (tmp_path / "picture.png").write_bytes(draw("blue", 0))
     asked = ("--picture", tmp_path / "picture.png", "--question", "What colour is it?")
@@ -49,12 +49,12 @@ def test_logits_are_equal_where_the_weights_are(export, checkpoint, tmp_path):
     (tmp_path / "picture.png").write_bytes(draw("blue", 0))
     asked = (tmp_path / "picture.png", "What colour is it?")
     assert compare_logits(HFFolder(export), MegatronWeights(checkpoint), *asked) == 0.0
-    add(export, "projector.output.weight", 1.0)  # only what the picture says has changed
+    add(export, "projector.output.linear.weight", 1.0)  # only what the picture says has changed
     assert compare_logits(HFFolder(export), MegatronWeights(checkpoint), *asked) > 0.0
 
 
 def test_a_tolerance_lets_small_differences_pass(export, checkpoint):
-    add(export, "projector.output.weight", 1e-4)
+    add(export, "projector.output.linear.weight", 1e-4)
     comparison = compare(HFFolder(export), MegatronWeights(checkpoint))
     assert not comparison.fits()
     assert not comparison.fits(1e-5)
