@@ -183,8 +183,8 @@ def _verdict(caption_loss: Mapping[str, Any]) -> str:
 
 def _verdict_words(caption_loss: Mapping[str, Any]) -> str:
     if caption_loss["wrong_minus_right"]["low"] > 0:
-        return "The interval lies clear of zero: the model uses the picture."
-    return "The interval does not lie clear of zero: no use of the picture is shown."
+        return "The interval of the caption loss lies clear of zero: the model uses the picture."
+    return "The interval of the caption loss does not lie clear of zero: no use of the picture is shown."
 
 
 def _accuracy_rows(result: Mapping[str, Any]) -> str:
