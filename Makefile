@@ -2,6 +2,7 @@
 #
 #   PYTHON=...     the interpreter to build the virtual environment with (default: the first suitable one on PATH)
 #   SYSTEM=1       use PYTHON as it is: no virtual environment, no network; what it lacks is listed
+#   WORKERS=...    processes that tests run in (default 2; 0: in the command's own)
 #   PROCESSES=...  processes of the demo (default: the number of GPUs, or 2 without one)
 
 SHELL := bash
@@ -16,9 +17,12 @@ OTHER_PACKAGES := transformers==5.17.0 huggingface_hub==1.33.0 tokenizers==0.23.
 NEWEST := .transformers_newest
 NEWEST_PACKAGES := transformers==5.24.0 huggingface_hub==2.4.0 tokenizers==0.23.3 \
 	httpx2==2.16.2 httpcore2==2.16.2 truststore==0.10.5
+# lmms-eval for the tests of its plug-in, out of the environment's way as well.
+LMMS := .lmms_eval
+LMMS_PACKAGES := -r requirements/lmms-eval.txt
 
 # The stamp carries a hash of what decides the installation, so that a second run starts at once and a changed list does not.
-INPUTS := setup.py requirements/constraints.txt requirements/demo-weights.txt tools/setup_environment.sh
+INPUTS := setup.py requirements/constraints.txt requirements/demo-weights.txt requirements/lmms-eval.txt tools/setup_environment.sh
 KEY := $(shell cat $(INPUTS) 2>/dev/null | cksum | cut -d ' ' -f 1)
 
 ifeq ($(SYSTEM),1)
@@ -36,7 +40,11 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: help venv demo test check format slurm test-slow test-gpu transformers-lines transformers5 transformers-newest check-system clean
+# Tests of one file, or of one folder that shares a costly set-up, stay together (tests/conftest.py).
+WORKERS ?= 2
+PARALLEL := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS))
+
+.PHONY: help venv demo study test check format slurm test-slow soak test-gpu gpu-report transformers-lines transformers5 transformers-newest lmms-eval check-system clean
 
 help:  ## show this list
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,14 +63,24 @@ check-system:
 demo: $(READY)  ## train, export and question a small ParGo model on this machine; report in runs/demo
 	@PYTHON="$(PY)" PROCESSES="$(PROCESSES)" tools/demo.sh
 
+study: $(READY)  ## ParGo against two rivals, the quick size: 15 minutes on two cores; report in runs/study
+	@$(PY) tools/prepare_demo_parts.py runs/parts
+	@[ -d runs/study/few_scenes ] || $(PY) tools/build_shards.py scenes runs/study/few_scenes --concepts 10 --train 600 --validation 50
+	$(PY) tools/study.py ds_configs/study_projectors.yaml --quick
+
 test: $(READY)  ## fast tests
 	@echo "make test: the fast tests ..."
-	$(PY) -m pytest -m "not slow and not gpu" $(ARGS)
+	$(PY) -m pytest $(PARALLEL) -m "not slow and not soak and not gpu" $(ARGS)
 
-test-slow: $(READY) transformers-lines runs/parts/.$(KEY)  ## slow tests: real weights, all transformers lines, processes
+test-slow: $(READY) transformers-lines lmms-eval runs/parts/.$(KEY)  ## slow tests: real weights, all transformers lines, processes
 	@echo "make test-slow: the slow tests ..."
 	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER)):$(abspath $(NEWEST))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
-		$(PY) -m pytest -m "slow and not gpu" --timeout 600 $(ARGS)
+		PARGO_LMMS_EVAL="$(abspath $(LMMS))" \
+		$(PY) -m pytest $(PARALLEL) -m "slow and not gpu" --timeout 600 $(ARGS)
+
+soak: $(READY)  ## the kills and other random trials, many more times than test-slow does
+	@echo "make soak: the soak tests ..."
+	$(PY) -m pytest -m soak $(ARGS)
 
 slurm: $(READY)  ## install a small Slurm for tests/slurm where that is possible (root, apt-get; PARGO_INSTALL_SLURM=no declines)
 	-@$(PY) tests/install_slurm.py
@@ -71,9 +89,13 @@ test-gpu: $(READY)  ## tests on a CUDA device; they print what they measure
 	@echo "make test-gpu: the tests of tests/gpu ..."
 	$(PY) -m pytest -m gpu -s tests/gpu --timeout 600 $(ARGS)
 
-check: $(READY)  ## lint, formatting, import directions
+gpu-report: $(READY)  ## everything of docs/gpu.md in pieces that can be resumed, and a report; ARGS="--list" shows them
+	@$(PY) tools/gpu_report.py $(ARGS)
+
+check: $(READY)  ## lint, formatting, types, import directions
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_imports.py
 
 format: $(READY)  ## let ruff repair what it can
@@ -86,16 +108,20 @@ runs/parts/.$(KEY): $(READY)
 
 transformers-lines: transformers5 transformers-newest  ## the other transformers lines that the tests use
 
+lmms-eval:  ## lmms-eval in a folder of its own, for the tests of its plug-in
+
 ifeq ($(SYSTEM),1)
-transformers5 transformers-newest:
-	@echo "SYSTEM=1: tests across transformers lines are skipped"
+transformers5 transformers-newest lmms-eval:
+	@echo "SYSTEM=1: tests with other packages than the interpreter's are skipped"
 else
 transformers5: $(READY) $(OTHER)/.installed-$(KEY)
 transformers-newest: $(READY) $(NEWEST)/.installed-$(KEY)
+lmms-eval: $(READY) $(LMMS)/.installed-$(KEY)
 
 $(OTHER)/.installed-$(KEY): PACKAGES := $(OTHER_PACKAGES)
 $(NEWEST)/.installed-$(KEY): PACKAGES := $(NEWEST_PACKAGES)
-$(OTHER)/.installed-$(KEY) $(NEWEST)/.installed-$(KEY):
+$(LMMS)/.installed-$(KEY): PACKAGES := $(LMMS_PACKAGES)
+$(OTHER)/.installed-$(KEY) $(NEWEST)/.installed-$(KEY) $(LMMS)/.installed-$(KEY):
 	@echo "installing $(PACKAGES) into $(@D) ..."
 	@rm -rf $(@D) && $(PY) -m pip install -qq --disable-pip-version-check --target $(@D) --no-deps $(PACKAGES) \
 		|| { echo "error: pip failed (its messages are above); without network: make test only"; exit 1; }
@@ -103,5 +129,5 @@ $(OTHER)/.installed-$(KEY) $(NEWEST)/.installed-$(KEY):
 endif
 
 clean:  ## remove the environment, the runs and all caches
-	rm -rf $(VENV) $(OTHER) $(NEWEST) .transformers_tests runs build *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(OTHER) $(NEWEST) $(LMMS) .transformers_tests runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

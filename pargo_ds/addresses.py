@@ -1,4 +1,4 @@
-"""Paths and hub names as people write them -> as files and libraries take them."""
+"""Turn paths and hub names as people write them into the form that libraries accept."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-HUB = re.compile(r"(?:hf[-_]hub:|hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?!datasets/|spaces/)")
-"""What people put before the name of a model on the hub: timm's way, fsspec's way, the address of its page."""
+HUB = re.compile(
+    r"(?:hf[-_]hub:|hf://|https?://(?:www\.)?(?:huggingface\.co|hf\.co)/)(?!datasets/|spaces/)"
+)
+"""What people write before the name of a model on the hub: timm's prefix, fsspec's prefix, or the
+address of the hub.
+"""
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 VARIABLE = re.compile(r"\$(?:\w+|\{[^}]*\})")
 
 
 def expand_path(path: str) -> str:
-    """A path with `~` and variables such as $SCRATCH replaced; addresses of object stores stay as they are.
+    """Replace `~` and variables such as $SCRATCH in a path. Addresses of object stores are returned
+    unchanged.
 
-    Raises ValueError for an empty path, an unknown user's home and a variable that is not set: a folder of the name
-    `~` or `$SCRATCH` is never meant.
+    Raises ValueError for an empty path, the home of an unknown user and a variable that is not set,
+    because nobody wants a folder that is named `~` or `$SCRATCH`.
     """
     if not path.strip():
         raise ValueError("the path is empty; give one, or leave the key out")
@@ -28,12 +33,15 @@ def expand_path(path: str) -> str:
     if missing := VARIABLE.search(expanded):
         raise ValueError(f"the variable {missing[0]} of the path {path} is not set on this machine")
     if expanded.startswith("~"):
-        raise ValueError(f"the path {path} begins with the home of a user whom this machine does not know")
+        raise ValueError(
+            f"the path {path} begins with the home of a user whom this machine does not know"
+        )
     return expanded
 
 
 def model_name(name: str) -> str:
-    """The name of a model: a folder's path expanded, a hub name without `hf-hub:` or the address of the hub.
+    """Normalize the name of a model: the path of a folder is expanded, and a hub name loses the
+    prefix `hf-hub:` or the address of the hub.
 
     Example: `https://huggingface.co/lmsys/vicuna-7b-v1.5` -> `lmsys/vicuna-7b-v1.5`.
 

@@ -1,17 +1,20 @@
-"""Ranks, reductions and errors that every rank raises together.
+"""Ranks, reductions, and errors that all ranks raise together.
 
-All functions work without a process group too (one rank), so that tools and tests call the same code.
+All functions also work without a process group (as one rank), so that tools and tests call the same
+code as a run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from pargo_ds.errors import OtherRankError
 
 T = TypeVar("T")
 
@@ -20,13 +23,15 @@ _alone = False
 
 
 def joined() -> bool:
-    """Whether there are other ranks to wait for: a process group exists."""
+    """Whether a process group exists, so that there are other ranks to wait for."""
     return not _alone and dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """In here this process is the only rank: nothing waits for the others, who do something else meanwhile."""
+    """Within this context the process acts as the only rank and waits for no other. The other ranks
+    may do something else meanwhile.
+    """
     global _alone
     before, _alone = _alone, True
     try:
@@ -36,30 +41,39 @@ def alone() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's rank; from the launcher's environment before the process group exists."""
+    """Return the rank of this process. Before the process group exists, the launcher's environment
+    gives it.
+    """
     if _alone:
         return 0
-    return dist.get_rank() if joined() else int(os.environ.get("RANK", 0))
+    if joined():
+        return dist.get_rank()
+    return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """Number of ranks; from the launcher's environment before the process group exists."""
+    """Return the number of ranks. Before the process group exists, the launcher's environment gives
+    it.
+    """
     if _alone:
         return 1
-    return dist.get_world_size() if joined() else int(os.environ.get("WORLD_SIZE", 1))
+    if joined():
+        return dist.get_world_size()
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """Rank within this node."""
+    """Return the rank of this process among those of its node."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def is_main() -> bool:
-    """True on the rank that prints and writes."""
+    """Whether this is rank 0, which prints and writes for all."""
     return rank() == 0
 
 
 def barrier() -> None:
+    """Wait until all ranks have come here."""
     if joined():
         dist.barrier()
 
@@ -79,8 +93,30 @@ def all_reduce(values: list[float], device: torch.device | str, op: str = "sum")
     return tensor.tolist()
 
 
+def gather_numbers(
+    values: Sequence[float | torch.Tensor], device: torch.device | str
+) -> torch.Tensor:
+    """Return `(ranks, values)` float64 on the CPU: the same numbers of every rank, in one
+    collective.
+
+    Scalars that already lie on `device` may be among them; the host waits once, for the result.
+    """
+    numbers = []
+    for value in values:
+        numbers.append(0.0 if isinstance(value, torch.Tensor) else value)
+    own = torch.tensor(numbers, dtype=torch.float64).to(device)
+    for place, value in enumerate(values):
+        if isinstance(value, torch.Tensor):
+            own[place] = value
+    if not joined():
+        return own.cpu()[None]
+    gathered = own.new_empty(world_size() * own.numel())
+    dist.all_gather_into_tensor(gathered, own)
+    return gathered.cpu().view(world_size(), -1)
+
+
 def broadcast_object(value: T) -> T:
-    """The object of rank 0, on every rank."""
+    """Return the object of rank 0 on every rank."""
     if not joined():
         return value
     box = [value]
@@ -89,7 +125,7 @@ def broadcast_object(value: T) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The objects of all ranks, in their order, on every rank."""
+    """Return the objects of all ranks, in the order of the ranks, on every rank."""
     if not joined():
         return [value]
     gathered: list[T] = [value] * dist.get_world_size()
@@ -97,14 +133,12 @@ def gather_objects(value: T) -> list[T]:
     return gathered
 
 
-class OtherRankError(RuntimeError):
-    """Raised on healthy ranks when another rank failed in `together`; carries that rank's message."""
+def run_on_all_ranks(action: Callable[[], T]) -> T:
+    """Run `action` on every rank; if it fails on one rank, all ranks raise, so that none waits in a
+    later collective. Collective.
 
-
-def together(action: Callable[[], T]) -> T:
-    """Run `action` on every rank; if it fails on any, every rank raises instead of waiting in a collective.
-
-    The failing rank raises its own error, the others OtherRankError naming the rank and its message.
+    A rank on which `action` fails raises its own error. The others raise OtherRankError with the
+    number and the message of the first rank that failed.
     """
     error: Exception | None = None
     result: T | None = None
@@ -112,20 +146,23 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except Exception as caught:  # passed on below, on every rank
         error = caught
-    if joined():
-        messages: list[str | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(messages, None if error is None else f"{type(error).__name__}: {error}")
-    else:
-        messages = [None if error is None else str(error)]
+    own: str | None = None
+    if error is not None:
+        own = f"{type(error).__name__}: {error}"
+    messages = gather_objects(own)
     if error is not None:
         raise error
     for failed, message in enumerate(messages):
         if message is not None:
             raise OtherRankError(f"rank {failed} failed: {message}")
-    return result  # type: ignore[return-value]
+    return cast("T", result)
 
 
-def main_then_others(action: Callable[[], T]) -> T:
-    """Run `action` on rank 0 first and then on the others (first builds a cache file, the rest read it)."""
-    result = together(action) if is_main() else together(lambda: None)
-    return result if is_main() else action()
+def rank0_first(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 and then on the other ranks: rank 0 builds a file of the cache, and
+    the others read it. Collective.
+    """
+    if is_main():
+        return run_on_all_ranks(action)
+    run_on_all_ranks(lambda: None)
+    return action()

@@ -1,4 +1,6 @@
-"""Sections of the run file that say what the model is made of: vision encoder, projector, LLM, attention."""
+"""Sections of the run file that describe the model: vision encoder, LLM, attention. The sections
+of the projectors are in projector_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +14,43 @@ from pargo_ds.section import Section
 
 
 class VisionSection(Section):
-    """The frozen picture encoder. Source of the paper's choice: EVA-02-CLIP-L/14 at 336 px."""
+    """The vision encoder. The paper uses EVA-02-CLIP-L/14 at 336 px."""
 
     library: Literal["timm", "transformers"]
+    """Library that builds the encoder."""
     name: ModelName
-    """timm architecture, or a Hugging Face hub name or folder."""
+    """Architecture of timm; with library: transformers a hub name or a local folder."""
     revision: str | None = None
-    """Hub revision (commit, tag or branch)."""
+    """Hub revision (commit, tag or branch) of a transformers encoder."""
     weights: LocalPath | None = None
-    """Local safetensors file; without it the weights come from the hub under `name`. "random": untrained."""
+    """Local safetensors file (default: the weights of `name` from the hub). "random": the encoder
+    is untrained.
+    """
     image_size: int = Field(gt=0)
-    """Side of the square picture in pixels."""
+    """Side in pixels of the square image that the encoder gets."""
     resize: Literal["stretch", "crop", "pad"] = "stretch"
+    """How an image becomes square. stretch: both sides are scaled separately; crop: the longer side
+    is cut at both ends; pad: grey bars are added to the shorter side.
+    """
     feature_layer: int = Field(default=-1, le=-1)
-    """-1: the last block before the final norm; -2: the one before it."""
+    """Block whose output the projector gets, before the encoder's final norm. -1: the last block;
+    -2: the block before it.
+    """
     feature_norm: bool = False
-    """A frozen LayerNorm over the features (the authors' release has one)."""
+    """true: a frozen LayerNorm is applied to the features, as in the authors' release."""
     architecture: dict[str, Any] | None = None
-    """Architecture numbers of a transformers encoder, so that --dry-run needs no files."""
+    """Architecture of a transformers encoder as in its config.json, so that --dry-run needs no
+    files.
+    """
 
     @model_validator(mode="before")
     @classmethod
     def _timm_s_name(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or value.get("library") != "timm" or not isinstance(value.get("name"), str):
+        if (
+            not isinstance(value, dict)
+            or value.get("library") != "timm"
+            or not isinstance(value.get("name"), str)
+        ):
             return value
         return {**value, "name": model_name(value["name"]).removeprefix("timm/")}
 
@@ -42,75 +58,60 @@ class VisionSection(Section):
     def _library_takes_it(self) -> VisionSection:
         ignored = [key for key in ("revision", "architecture") if getattr(self, key) is not None]
         if self.library == "timm" and ignored:
-            raise ValueError(f"timm's encoders take no {ignored[0]}; remove it, or set library: transformers")
-        return self
-
-
-class ProjectorSection(Section):
-    """The partial-global projector; defaults are the paper's token counts (equation 1)."""
-
-    type: str = "pargo"
-    partial_tokens: int = Field(default=288, ge=1)
-    global_tokens: int = Field(default=16, ge=0)
-    layers: int = Field(default=6, ge=1)
-    width: int = Field(default=1024, ge=1)
-    heads: int = Field(default=16, ge=1)
-    cascade: Literal["shifted", "centered", "each_side", "none", "release"] = "shifted"
-    grouping: Literal["raster", "block"] = "raster"
-    """Patches of a partial token: a run of the raster order (the paper), or a 2-D block (ours)."""
-    norm: Literal["pre", "post"] = "pre"
-    """post: BERT's order, as the authors' release has it; it has no norm of the patches, so set vision.feature_norm."""
-    norm_eps: float = Field(default=1e-5, gt=0)
-    """Epsilon of the projector's LayerNorms; 1e-12 in the authors' release."""
-    query_positions: bool = False
-    """Learned position embeddings on the learned tokens, as in the authors' release."""
-    soft_prompt: bool = True
-    """Each visual token is a learned vector, where it starts, plus what the image says (ours, docs/learning.md); false:
-    the paper's form and the release's."""
-
-    @property
-    def visual_tokens(self) -> int:
-        """Tokens that one picture gives to the LLM."""
-        return self.partial_tokens + self.global_tokens
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> ProjectorSection:
-        if self.width % self.heads:
-            raise ValueError(f"heads ({self.heads}) must divide width ({self.width})")
+            raise ValueError(
+                f"timm's encoders take no {ignored[0]}; remove it, or set library: transformers"
+            )
         return self
 
 
 class AttentionSection(Section):
-    """How attention is computed: speed and memory, never numbers; may change between a run and its continuation."""
+    """Which attention kernels are used. They differ in speed and memory, not in results, so the
+    section may change when a run is continued.
+    """
 
     partial: Literal["auto", "fused", "flash_window", "flash_varlen", "dense"] = "auto"
-    """Partial tokens and their patches."""
+    """Kernel of the attention from partial tokens to their patches."""
     cascade: Literal["auto", "flash", "dense"] = "auto"
-    """Partial tokens among themselves."""
-    provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4", "emulated"] = "auto"
-    """Where FlashAttention comes from; emulated: in plain torch, for tests."""
+    """Kernel of the attention among partial tokens."""
+    provider: Literal["auto", "torch", "flash_attn_2", "flash_attn_3", "flash_attn_4"] = "auto"
+    """Library whose FlashAttention is used. No FlashAttention runs on a CPU; `auto` computes the
+    same in plain torch there.
+    """
     llm: Literal["auto", "varlen", "sdpa", "eager"] = "auto"
-    """Packed sequences in the LLM."""
+    """Kernel of the LLM's attention over packed sequences."""
 
 
 class LLMSection(Section):
-    """The language model: any causal LM of transformers."""
+    """The language model: a causal LM of transformers. A start of a run checks whether the family
+    computes packed sequences exactly (docs/models.md).
+    """
 
     name: ModelName
-    """Hub name or folder."""
+    """Hub name or local folder."""
     revision: str | None = None
+    """Hub revision (commit, tag or branch)."""
     weights: Literal["pretrained", "random"] = "pretrained"
-    """`random` builds an untrained LLM of `architecture` (tests, throughput measurements)."""
+    """random: an untrained LLM is built from `architecture`, for tests and measurements of
+    speed.
+    """
     architecture: dict[str, Any] | None = None
-    """config.json numbers of the LLM, so that --dry-run needs no files; compared with the real ones in a run."""
+    """Architecture of the LLM as in its config.json, so that --dry-run needs no files. A run
+    compares it with the LLM's real config.json.
+    """
     prompt: Literal["chat", "paper"] = "chat"
-    """The LLM's own chat template, or the prompt of the paper's release."""
+    """chat: conversations are written with the LLM's chat template; paper: as in the authors'
+    release.
+    """
     system_prompt: str | None = None
-    """Replaces the chat template's default system message; null leaves it to the template."""
+    """System message instead of the chat template's default one (default: the template decides)."""
     chat_template: LocalPath | None = None
-    """File with a Jinja chat template that replaces the tokenizer's, for training and in the export."""
+    """File with a Jinja chat template that replaces the tokenizer's template, in training and in
+    the export.
+    """
     template_date: str | None = None
-    """The day (such as 2026-01-31) that is written where a chat template asks for today's date; null refuses those."""
+    """Date such as 2026-01-31 that is used where a chat template asks for today's date. Without it
+    such a template is refused, because conversations would change from day to day.
+    """
 
     @field_validator("template_date", mode="before")
     @classmethod

@@ -99,13 +99,29 @@ test_only() { # KIND SCRIPT [OPTIONS]
     fi
 }
 
+check_plan() { # RUN.yaml NODES: whether the run fits into the memory of the site's GPUs, and what it would take
+    local file=$1 ranks=$(($2 * SITE_RANKS_PER_NODE)) said
+    [ "$SITE_GPUS_PER_NODE" != 0 ] || return 0 # on CPUs there is nothing to plan
+    if [ -z "$SITE_GPU" ]; then
+        note "$file was not planned: site.env does not set SITE_GPU"
+    elif said=$(DS_ACCELERATOR=cpu python_here tools/plan_run.py "$file" --gpus "$ranks" --gpu "$SITE_GPU" \
+        --gpus-per-node "$SITE_RANKS_PER_NODE" --network "${SITE_NETWORK:-400g}" 2>&1); then
+        good "$file: plan for $ranks x $SITE_GPU: $(sed -n 's/^in short: //p' <<<"$said")"
+    else
+        fault "$file: $(tail -n 1 <<<"$said")"
+    fi
+}
+
 check_run() { # RUN.yaml: the settings, on each number of nodes that a job may get
-    local file=$1 nodes said tried most=${SITE_NODES#*-} fits=0
+    local file=$1 nodes said tried most=${SITE_NODES#*-} fits=0 planned=0
     [ "$most" -le $((${SITE_NODES%-*} + 7)) ] || most=$((${SITE_NODES%-*} + 7))
     for ((nodes = ${SITE_NODES%-*}; nodes <= most; nodes++)); do
         if said=$(DS_ACCELERATOR=cpu python_here -m pargo_ds.train "$file" --dry-run --ranks "$((nodes * SITE_RANKS_PER_NODE))" 2>&1); then
             good "$file on $nodes x $SITE_RANKS_PER_NODE ranks"
             fits=1
+            # more ranks need less memory: the fewest nodes decide
+            [ "$planned" -eq 1 ] || check_plan "$file" "$nodes"
+            planned=1
             tried=$(grep '^export .*tried' <<<"$said")
         elif [ "$?" -eq 75 ]; then
             note "$file was not checked: the site's Python runs in a pyxis container, which only a job has"

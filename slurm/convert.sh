@@ -10,7 +10,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
-# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+# Slurm runs a copy of this file in another folder; then the project is the folder in which sbatch was called.
 here=$(dirname "$0")
 [ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
 [ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }

@@ -1,7 +1,8 @@
-# Shared by the scripts of this folder: the site's values, its environment, submitting. Sourced, never run.
+# Shared by the scripts of this folder: it reads the site's values, enters its environment, and submits jobs. It is
+# sourced and never run.
 # shellcheck shell=bash
 #
-# No script here uses `set -e`: an interrupted `wait` returns 138, and the shell would leave srun behind.
+# No script here uses `set -e`, because an interrupted `wait` returns 138, and the shell would end while srun continues.
 
 # shellcheck source=slurm/job.sh
 source "${BASH_SOURCE[0]%/*}/job.sh"
@@ -9,7 +10,7 @@ source "${BASH_SOURCE[0]%/*}/job.sh"
 NEEDED=(SITE_NODES SITE_GPUS_PER_NODE SITE_RANKS_PER_NODE SITE_CPUS_PER_TASK SITE_TIME SITE_SMALL_CPUS SITE_SMALL_TIME
     SITE_SIGNAL SITE_SIGNAL_LEAD SITE_MAX_RESTARTS SITE_LOGS SITE_SCRATCH SITE_PYTHON)
 OPTIONAL=(SITE_PARTITION SITE_ACCOUNT SITE_QOS SITE_MEMORY SITE_EXCLUSIVE SITE_SMALL_PARTITION SITE_SMALL_MEMORY
-    SITE_PREFLIGHT SITE_PREFLIGHT_FREE_GB SITE_RUNS SITE_CACHE SITE_S3_ENDPOINT SITE_WANDB)
+    SITE_PREFLIGHT SITE_PREFLIGHT_FREE_GB SITE_RUNS SITE_CACHE SITE_S3_ENDPOINT SITE_WANDB SITE_GPU SITE_NETWORK)
 ARRAYS=(SITE_SBATCH_OPTIONS SITE_SRUN_OPTIONS SITE_CONTAINER_FLAGS SITE_CONTAINER_COMMAND)
 # Exit statuses of the scripts, see docs/slurm.md.
 FAILED=1 DO_NOT_RESTART=2 STOPPED=3
@@ -36,18 +37,18 @@ explain_if_asked() { # ARGUMENTS of the script: with --help among them, show its
     done
 }
 
-# A job runs Slurm's copy of the script, beside which this file does not lie.
+# A job runs Slurm's copy of the script; this file is not in the folder of the copy.
 in_job() { [ ! -f "$(dirname "$0")/core.sh" ]; }
 
 open_project() { # FOLDER of this file
-    # Older shells take an empty array for a name that is not set.
+    # Older shells treat an empty array as a variable that is not set.
     ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || die "$DO_NOT_RESTART" "bash 4.4 or newer is needed, this is $BASH_VERSION"
     PROJECT=$(cd "$1/.." && pwd) || exit "$DO_NOT_RESTART"
     cd "$PROJECT" || exit "$DO_NOT_RESTART"
     export PYTHONPATH="$PROJECT${PYTHONPATH:+:$PYTHONPATH}"
     read_site
     SBATCH_EXTRA=()
-    # What stands in each `srun` between its own options and the program.
+    # The words of each `srun` between its options and the program.
     STEP=("${SITE_SRUN_OPTIONS[@]}" "${SITE_CONTAINER_FLAGS[@]}" "${SITE_CONTAINER_COMMAND[@]}")
 }
 
@@ -55,7 +56,7 @@ read_site() {
     local name missing=()
     [ -f slurm/site.env ] || die "$DO_NOT_RESTART" \
         "slurm/site.env is missing: cp slurm/site.env.example slurm/site.env, put in your cluster's values, then slurm/check.sh"
-    # What a caller's environment holds under these names would hide a value that site.env lacks.
+    # Variables of these names in the caller's environment would hide that site.env lacks a value.
     for name in "${NEEDED[@]}" "${OPTIONAL[@]}"; do printf -v "$name" ''; done
     SITE_SBATCH_OPTIONS=() SITE_SRUN_OPTIONS=() SITE_CONTAINER_FLAGS=() SITE_CONTAINER_COMMAND=()
     # shellcheck disable=SC2329 # enter_environment calls it, or the one of site.env
@@ -98,7 +99,7 @@ site_options() { # training | small | evaluation -> OPTIONS
         partition=$SITE_PARTITION
         OPTIONS+=(--nodes="$SITE_NODES" --time="$SITE_TIME" --signal="B:$SITE_SIGNAL@$SITE_SIGNAL_LEAD")
         case $SITE_NODES in
-        # Of a range, Slurm gives as few nodes as hold the tasks that it was told of.
+        # For a range of nodes, Slurm allocates the smallest number that has room for the tasks.
         *-*) OPTIONS+=(--mincpus="$((SITE_RANKS_PER_NODE * SITE_CPUS_PER_TASK))") ;;
         *) OPTIONS+=(--ntasks-per-node="$SITE_RANKS_PER_NODE" --cpus-per-task="$SITE_CPUS_PER_TASK") ;;
         esac
@@ -126,11 +127,11 @@ submit() { # KIND SCRIPT [ARGUMENTS...]; the array SBATCH_EXTRA holds further op
     make_log_folder
     site_options "$kind"
     (
-        # Within a job, its own SLURM_* would pass for this job's options.
+        # Within another job, the variables SLURM_* of that job would count as options of the new one.
         local conf=${SLURM_CONF:-} name
         for name in ${!SLURM_@}; do unset "$name"; done
         [ -z "$conf" ] || export SLURM_CONF=$conf
-        # A file STOP that is younger than this is meant for the job. --parsable adds ;CLUSTER on federated sites.
+        # A file STOP that is younger than this time is meant for the job. --parsable adds ;CLUSTER on federated sites.
         PARGO_SUBMITTED=${SUBMITTED:-$(date +%s)} sbatch --parsable --output="$SITE_LOGS/%x-%j.out" "${OPTIONS[@]}" "${SBATCH_EXTRA[@]}" \
             "slurm/$script" "$@" | cut -d ';' -f 1
     )
@@ -148,7 +149,7 @@ split_arguments() { # ARGUMENTS... -> ARGUMENTS (before --), SBATCH_EXTRA (after
 # The site's environment
 
 enter_environment() {
-    # modules and conda's activation use variables that are not set
+    # The activation of modules and conda uses variables that are not set.
     set +u
     every_line site_environment
     [ -z "$FAILED_LINE" ] || die "$DO_NOT_RESTART" \
@@ -176,7 +177,7 @@ python_fault() { # WHAT IS WRONG
     echo "error: slurm/site.env: SITE_PYTHON=$SITE_PYTHON $1; see above, and what site_environment and the container do" >&2
 }
 
-read_run() { # RUN.yaml [--set ...] -> RUN_DIR PACKS START_FROM HELD_OUT; 2 and the faults when it cannot be used
+read_run() { # RUN.yaml [--set ...] -> RUN_DIR PACKS START_FROM VALIDATION; 2 and the faults when it cannot be used
     local text status
     local -a facts
     text=$(python_here slurm/run_facts.py "$@")
@@ -190,7 +191,7 @@ read_run() { # RUN.yaml [--set ...] -> RUN_DIR PACKS START_FROM HELD_OUT; 2 and 
         ;;
     esac
     mapfile -t facts <<<"$text"
-    RUN_DIR=${facts[0]} PACKS=${facts[1]} START_FROM=${facts[2]:-} HELD_OUT=${facts[3]:-}
+    RUN_DIR=${facts[0]} PACKS=${facts[1]} START_FROM=${facts[2]:-} VALIDATION=${facts[3]:-}
 }
 
 check_division() { # RUN.yaml: ranks of one node must divide its packs, or those of no number of nodes do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tuning: slurm/finetune.sh [RUN.yaml] [--set a.b=c ...] [-- SBATCH OPTIONS], or sbatch slurm/finetune.sh [RUN.yaml] [...].
-# The run goes on by itself after its time is up, a preemption, a crash or a lost node; see docs/slurm.md.
-# These lines only bring a plain sbatch under way; the job then asks again, for what slurm/site.env says.
+# The run continues by itself after the end of its time, a preemption, a crash or a lost node; see docs/slurm.md.
+# These options are for a plain sbatch only; the job then submits itself again with the values of slurm/site.env.
 #SBATCH --job-name=pargo-finetune
 #SBATCH --nodes=1
 #SBATCH --time=00:10:00
@@ -11,7 +11,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
-# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+# Slurm runs a copy of this file in another folder; then the project is the folder in which sbatch was called.
 here=$(dirname "$0")
 [ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
 [ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }

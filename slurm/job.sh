@@ -1,8 +1,8 @@
-# What a job does around its program: asks again after a plain sbatch, says what it is, heeds signals, goes back into the queue.
-# Sourced by core.sh, never run.
+# What a job does besides its program: it submits itself again after a plain sbatch, prints what it is, reacts to signals,
+# and goes back into the queue. core.sh sources this file; it is never run.
 # shellcheck shell=bash
 
-# The last part of an array bears the number of the array, which to Slurm's commands means all of its parts.
+# The last part of an array has the number of the array, by which Slurm's commands mean all parts.
 JOB=${SLURM_JOB_ID:-}
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -77,7 +77,7 @@ PYTHON
     [ $? -lt 126 ] || exit "$DO_NOT_RESTART"
     echo "environment:"
     for name in $(compgen -e | grep -E "$SHOWN_NAMES" | grep -Ev "$SECRET_NAMES"); do
-        # an address may hold a password too
+        # An address may contain a password, too.
         printf '  %s=%q\n' "$name" "${!name}" | sed -E 's#(://)[^/@[:space:]]*@#\1...@#g'
     done
 }
@@ -97,11 +97,12 @@ on_signal() {
 attended() { # WHAT TO DO WHEN ASKED TO STOP, COMMAND... -> STATUS
     local late
     WHEN_ASKED=$1 STATUS=0
-    # In the background: bash would run no trap while a program in the foreground lives.
+    # In the background, because bash runs no trap while a program runs in the foreground.
     "${@:2}" &
     PID=$!
     [ -z "$ASKED" ] || "$WHEN_ASKED"
-    # A signal interrupts `wait`, which then returns no status of the command: only a process that is gone ends the loop.
+    # A signal interrupts `wait`, which then does not return the status of the command. So the loop continues until the
+    # process has ended.
     while kill -0 "$PID" 2>/dev/null; do
         wait "$PID"
         STATUS=$?
@@ -112,7 +113,12 @@ attended() { # WHAT TO DO WHEN ASKED TO STOP, COMMAND... -> STATUS
     PID=''
 }
 
-run_process() { # TOOL [ARGUMENTS...]: one process; ends this script with its status, or back in the queue with RESUMABLE=yes
+run_process() { # TOOL [ARGUMENTS...]: one process, with whose status this script ends
+    run_step "$@"
+    exit "$STATUS"
+}
+
+run_step() { # TOOL [ARGUMENTS...] -> STATUS of one process; ends this script, back in the queue, when RESUMABLE=yes
     heed_signals
     enter_environment
     describe_job
@@ -123,7 +129,6 @@ run_process() { # TOOL [ARGUMENTS...]: one process; ends this script with its st
         srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task="$SITE_SMALL_CPUS" "${STEP[@]}" "$SITE_PYTHON" "$@"
     say "ended with status $STATUS"
     if [ -n "$ASKED" ] && [ "$STATUS" -ne 0 ] && [ "${RESUMABLE:-}" = yes ]; then requeue ""; fi
-    exit "$STATUS"
 }
 
 ask_step() { scancel --signal=TERM "$JOB"; } # the step; this script is not meant
@@ -133,17 +138,18 @@ ask_step() { scancel --signal=TERM "$JOB"; } # the step; this script is not mean
 requeue() { # NODES TO LEAVE OUT, or nothing in quotes; the last act: Slurm ends this script at once
     local ended='' out
     leave_to_slurm
-    # By the script even after a preemption: when all ends within the grace, Slurm takes the job for failed.
-    # Slurm's SIGTERM must set off nothing any more, only tell that the job is put back.
+    # The script requeues the job even after a preemption: if everything ends within the grace time, Slurm assumes that the
+    # job has failed. Slurm's SIGTERM must not trigger anything now; it only shows that the job was requeued.
     trap 'ended=yes' TERM
     trap '' "$SITE_SIGNAL"
     out=$(job_field ExcNodeList) # those that the job was submitted without stay out
-    # That SIGTERM may end scontrol, too, before it has said that all went well.
+    # This SIGTERM may also end scontrol before it has reported success.
     scontrol requeue "$JOB" || [ -n "$ended" ] || die "$FAILED" "Slurm refused to requeue job $JOB (--no-requeue?): submit it again by hand"
     if [ -n "$1" ]; then
         [ "$out" = "(null)" ] || [ -z "$out" ] || set -- "$out,$1"
-        # Possible only while the job waits, which it does from now on.
-        if scontrol update JobId="$JOB" ExcNodeList="$1"; then
+        # This is possible only while the job waits in the queue, which it does from now on.
+        # The SIGTERM, which is sent once, may also end the first scontrol here.
+        if exclude "$1" || exclude "$1"; then
             say "left out from now on: $1. If too few are left it waits with Reason=BadConstraints: delete lines of $RUN_DIR/bad_nodes, then scontrol update JobId=$JOB ExcNodeList=NODES"
         else
             say "could not exclude $1"
@@ -153,9 +159,11 @@ requeue() { # NODES TO LEAVE OUT, or nothing in quotes; the last act: Slurm ends
     exit "$FAILED"
 }
 
+exclude() { scontrol update JobId="$JOB" ExcNodeList="$1"; } # NODES
+
 leave_to_slurm() { # ends this script when Slurm is ending the job: a cancelled one must not come back
     local start limit
-    # Both scancel and the end of the time show as COMPLETING, but a job that is preempted still runs in its grace.
+    # After scancel and at the end of the time the state is COMPLETING, but a preempted job still runs in its grace time.
     case $(job_field JobState) in
     CANCELLED* | PENDING | REQUEUE*) ;;
     COMPLETING)

@@ -13,7 +13,9 @@ from pargo_ds.config import load_config
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     options, _ = parser.parse_known_args()  # the others are for training alone
@@ -22,7 +24,13 @@ def main() -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(run.run_dir, run.batch.packs_per_step, run.start_from or "", run.data.held_out or "", sep="\n")
+    print(
+        run.run_dir,
+        run.batch.packs_per_step,
+        run.start_from or "",
+        run.data.validation or "",
+        sep="\n",
+    )
     return 0
 
 

@@ -1,13 +1,13 @@
-# What this job may do to the run's folder: who holds the run, requests to stop it, restarts that bring nothing, bad nodes.
-# Sourced by training.sh, never run.
+# What this job does in the run's folder: it records which job has the run, requests stops, counts restarts without progress,
+# and records bad nodes. training.sh sources this file; it is never run.
 # shellcheck shell=bash
 
 LOCK_WAIT_S=60 # processes of a killed run hold its lock a little longer than the run itself
 
 cannot_write() { die "$FAILED" "$RUN_DIR cannot be written: make it writable or make room, then submit again"; }
 
-# RUN/slurm_job names the job whose run this is, from its first start through all its requeues. Another job that finds one
-# there which Slurm still knows touches nothing. A file lock would not do: it is free while its holder waits in the queue.
+# RUN/slurm_job names the job that has the run, from its first start through all requeues. Another job changes nothing while
+# Slurm still knows that job. A file lock is not enough, because it is free while the job waits in the queue.
 
 hold_run() {
     local other='' lock
@@ -57,11 +57,11 @@ refuse_another_process() { # one outside of Slurm, or of another cluster
         "$RUN_DIR is being trained by another process ($(cat "$RUN_DIR/.lock")): end that one first ($(printf 'touch %q' "$RUN_DIR/STOP")), or give this run another name"
 }
 
-# The file STOP is how a request reaches the ranks: they look for it after each step and agree. Signals would not do:
-# those to srun or torchrun end it before the ranks have saved, and a site's cgroups then kill the ranks.
+# A stop is requested by the file STOP: the ranks look for it after each step and agree. Signals are not used, because a
+# signal to srun or torchrun ends it before the ranks have saved, and then the site's cgroups kill the ranks.
 
 write_stop_file() {
-    # A file that is there is the user's: then the run shall not go on.
+    # If the file exists already, the user has made it, and the run must not continue.
     if [ -e "$RUN_DIR/STOP" ]; then
         ours || USER_STOP=yes
     else
@@ -73,7 +73,7 @@ ours() { grep -qs '^slurm job' "$RUN_DIR/STOP"; }
 
 look_at_stop_file() { # one that a trap or an earlier run left behind would stop this start; a user's counts while the job waited
     [ -e "$RUN_DIR/STOP" ] || return 0
-    # Younger than the submission; after a requeue there is none of before.
+    # The file must be younger than the submission; after a requeue there is no older file.
     if ! ours && { [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || [ "$(stat -c %Y "$RUN_DIR/STOP")" -ge "$PARGO_SUBMITTED" ]; }; then
         rm -f "$RUN_DIR/STOP"
         say "the file STOP was put into $RUN_DIR while the job waited: it ends here"
@@ -83,8 +83,8 @@ look_at_stop_file() { # one that a trap or an earlier run left behind would stop
     say "removed a file STOP that was left over"
 }
 
-# Restarts without progress: $RUN_DIR/restarts holds the newest checkpoint's step at the last start, and how many starts
-# in a row found no newer one. Counted at the start, so that those after a lost node count too.
+# Restarts without progress: $RUN_DIR/restarts holds the step of the newest checkpoint at the last start, and the number of
+# consecutive starts without a newer one. They are counted at the start, so that restarts after a lost node count, too.
 
 newest_step() {
     local folder
@@ -95,12 +95,12 @@ newest_step() {
 count_restarts() {
     local before=-1 count=0
     STEP_AT_START=$(newest_step) RESTARTS=0
-    # A job that a person submits begins to count anew.
+    # When a person submits a job, the count begins at zero.
     if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && [ -s "$RUN_DIR/restarts" ]; then
         read -r before count <"$RUN_DIR/restarts"
         [ "$STEP_AT_START" -gt "$before" ] || RESTARTS=$((count + 1))
     fi
-    # Uncounted restarts would never come to an end.
+    # If restarts could not be counted, they would never end.
     echo "$STEP_AT_START $RESTARTS" >"$RUN_DIR/restarts" || cannot_write
     [ "$RESTARTS" -le "$SITE_MAX_RESTARTS" ] || give_up
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build shards on many nodes: slurm/shards.sh PARTS SOURCE OUT ... [-- SBATCH OPTIONS]
 # SOURCE OUT ... is what tools/build_shards.py takes. An array job builds the parts, a job after it merges them.
-# `-- --array=0-15%4` runs four parts of 16 at a time. A part that was ended goes on where it was.
+# `-- --array=0-15%4` runs four parts of 16 at a time. A part that was interrupted continues.
 #SBATCH --job-name=pargo-shards
 #SBATCH --nodes=1
 #SBATCH --time=00:10:00
@@ -11,7 +11,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
-# Slurm runs a copy of this file, whose folder says nothing: then the project is where sbatch was called.
+# Slurm runs a copy of this file in another folder; then the project is the folder in which sbatch was called.
 here=$(dirname "$0")
 [ -f "$here/core.sh" ] || here=${SLURM_SUBMIT_DIR:-.}/slurm
 [ -f "$here/core.sh" ] || { echo "error: $here/core.sh is missing: call sbatch in the project's folder" >&2 && exit 2; }
@@ -36,7 +36,7 @@ submit_parts() { # the array, and the merge that waits until all of it has ended
         esac
         take=$word
     done
-    # arrays: %A is the job, %a the part
+    # In the name of an array's log %A is the job and %a the part.
     SBATCH_EXTRA=(--array="0-$((parts - 1))" --output="$SITE_LOGS/%x-%A_%a.out" "${user[@]}")
     id=$(submit small shards.sh "$parts" "$@") && [ -n "$id" ] || exit "$DO_NOT_RESTART"
     echo "parts: job $id"

@@ -1,10 +1,11 @@
-# One training under Slurm: started, stopped in time, put back into the queue. Sourced by pretrain.sh and finetune.sh.
+# Runs one training under Slurm: it starts the training, stops it in time, and requeues the job. pretrain.sh and finetune.sh
+# source this file.
 # shellcheck shell=bash
 
 # shellcheck source=slurm/run_folder.sh
 source "${BASH_SOURCE[0]%/*}/run_folder.sh"
-# What a rank's status 2 (do not start again) becomes: srun ends the other ranks with a signal and tells the highest status
-# of all, so that one must be higher than any signal's.
+# The status 2 of a rank (do not start again) becomes this status. srun ends the other ranks with a signal and returns the
+# highest status of all ranks, so this one must be higher than the status of any signal.
 FINAL=222
 
 training() { # TEMPLATE DEFAULT_RUN.yaml [RUN.yaml] [--set a.b=c ...] [-- SBATCH OPTIONS]
@@ -51,7 +52,7 @@ submit_training() { # TEMPLATE [ARGUMENTS...]; a run file that cannot be used, o
 submit_run() { # TEMPLATE [ARGUMENTS...]; the run is the one of RUN_DIR, if that could be read; prints the job's id
     local bad=''
     [ -z "${RUN_DIR:-}" ] || bad=$(bad_nodes)
-    # sbatch heeds its last --exclude only
+    # sbatch uses only its last --exclude.
     [ -z "$bad" ] || SBATCH_EXTRA+=(--exclude="$(left_out "${SITE_SBATCH_OPTIONS[@]}" "${SBATCH_EXTRA[@]}")$bad")
     submit training "$@" && return
     [ -z "$bad" ] || die "$FAILED" "sbatch was to leave out $bad, as $RUN_DIR/bad_nodes says: delete the lines of nodes that are well again"
@@ -92,7 +93,7 @@ train() { # the job itself; ARGUMENTS are those of pargo_ds.train
 }
 
 end_if_asked() { # [STATUS of srun]; before there are ranks to ask: nothing is started, nothing judged
-    # Slurm may signal a step and not this script (preemption), or this script a moment later.
+    # At a preemption Slurm may signal only the step, or this script a moment later.
     case ${1:-0} in 143 | "$((128 + $(kill -l "$SITE_SIGNAL")))") ASKED=yes ;; esac
     [ -n "$ASKED" ] || return 0
     say "asked to stop before the ranks were started"
@@ -115,7 +116,7 @@ choose_nodes() { # -> HOSTS: good ones, as many as divide the batch
 check_nodes() { # each node says what is wrong with it, or that all is well; one that says nothing is bad
     local host verdict good=() report=$RUN_DIR/preflight
     attended end_check start_check
-    # A node that hangs makes the step end in a signal, too.
+    # If a node hangs, the step ends in a signal, too.
     ! grep -q 'STEP .* DUE TO TIME LIMIT' "$report.errors" || STATUS=124
     end_if_asked "$STATUS"
     if [ "${#HOSTS[@]}" -gt 1 ] && ! grep -q '^node ' "$report"; then
@@ -156,16 +157,16 @@ launch() { # one task for each rank, so that no launcher stands between a rank a
     [ -z "$SITE_CACHE" ] || command+=(--set "data.cache=$SITE_CACHE")
     export MASTER_ADDR=${HOSTS[0]}
     export LOCAL_WORLD_SIZE=$SITE_RANKS_PER_NODE
-    # Below the ephemeral ports, and another one for each job: nodes may be shared.
+    # A port below the ephemeral ones; each job has another one, because jobs may share nodes.
     export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
-    # A rank that waits in vain for another one ends with an error, and with the last calls of each rank beside its log.
+    # A rank that waits in vain for another one ends with an error, and writes its last collective calls beside its log.
     export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-3}" TORCH_NCCL_DUMP_ON_TIMEOUT=1
     export TORCH_FR_BUFFER_SIZE="${TORCH_FR_BUFFER_SIZE:-2000}" TORCH_FR_DUMP_TEMP_FILE="$RUN_DIR/logs/nccl_rank_"
     [ "$SITE_GPUS_PER_NODE" != 0 ] || export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=''
     rm -f "$RUN_DIR/state.json" # what stands there afterwards is of this start
     say "starting ${#HOSTS[@]} x $SITE_RANKS_PER_NODE ranks on ${HOSTS[*]} after step $STEP_AT_START; ranks log into $RUN_DIR/logs"
-    # Not inherited from sbatch since Slurm 22.05: --cpus-per-task. A rank's number must be taken inside of srun.
-    # The shell around each rank outlives its signals (`trap :`), to tell its status.
+    # Since Slurm 22.05 srun does not inherit --cpus-per-task from sbatch. The number of a rank is known only within srun.
+    # The shell around each rank survives signals (`trap :`), so that it can return the status of the rank.
     # shellcheck disable=SC2016
     attended write_stop_file \
         srun --nodes="${#HOSTS[@]}" --nodelist="$(IFS=, && echo "${HOSTS[*]}")" --ntasks="$((${#HOSTS[@]} * SITE_RANKS_PER_NODE))" \
@@ -186,13 +187,13 @@ after_training() { # done, stopped for good, hopeless, or once more; launchers l
     say "ranks ended with status $STATUS; state.json: ${state:-nothing new} after step $(newest_step)${reason:+ ($reason)}"
     wandb_hint
     [ ! -e "$RUN_DIR/DONE" ] || { say "$RUN_DIR is finished" && exit 0; }
-    # The first error stands in state.json, unless there was no way to write it.
+    # The first error is in state.json, unless the file could not be written.
     [ "$state" = failed ] || [ "$STATUS" -ne "$DO_NOT_RESTART" ] || restart=false reason='a rank ended with status 2, its words stand above'
     if [ "$restart" = false ]; then
         say "starting again would not help: $reason"
         exit "$DO_NOT_RESTART"
     fi
-    # A request that is not from here, and not Slurm's SIGTERM to the ranks, is a person's.
+    # A request that comes neither from this script nor from Slurm's SIGTERM to the ranks was made by a person.
     if [ "$state" = interrupted ] && [[ $reason != SIG* ]] && { [ -z "$ASKED" ] || [ -n "$USER_STOP" ]; }; then
         say "stopped by $reason: it stays so until somebody submits it again"
         exit "$STOPPED"

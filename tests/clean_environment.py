@@ -1,4 +1,6 @@
-"""A virtual environment with a few installed distributions and what they need, and nothing else; without downloads."""
+"""A virtual environment with a few installed distributions and what they need, and nothing else;
+without downloads.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ from packaging.utils import canonicalize_name
 def clean_environment(folder: Path, names: list[str], first: list[str] | None = None) -> Path:
     """Make the environment in `folder`; returns its Python.
 
-    Its site-packages are links to what this interpreter has installed. Distributions in the folders `first` are taken
-    before those of this interpreter.
+    Its site-packages are links to what this interpreter has installed. Distributions in the folders
+    `first` are taken before those of this interpreter.
     """
     venv.create(folder, with_pip=False, symlinks=True)
     site = folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
@@ -33,7 +35,9 @@ def clean_environment(folder: Path, names: list[str], first: list[str] | None = 
 
 
 def needed(names: list[str], installed: dict[str, Distribution]) -> set[str]:
-    """The distributions `names` and, over all their requirements and extras, what they need of what is installed."""
+    """The distributions `names` and, over all their requirements and extras, what they need of what
+    is installed.
+    """
     done: set[tuple[str, str]] = set()
     waiting = [(canonicalize_name(name), "") for name in names]
     while waiting:

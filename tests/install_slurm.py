@@ -1,7 +1,8 @@
 """Install what tests/slurm needs, where that is possible: python tests/install_slurm.py
 
-With root and apt-get (Debian, Ubuntu); a few MB, under a minute. PARGO_INSTALL_SLURM=no declines. The tests call it
-too, and are skipped with the reason that it gives. Exit status: 0 when all is there, else 1.
+With root and apt-get (Debian, Ubuntu); a few MB, under a minute. PARGO_INSTALL_SLURM=no declines.
+The tests call it too, and are skipped with the reason that it gives. Exit status: 0 when all is
+there, else 1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ DECLINE = "PARGO_INSTALL_SLURM"
 INSTALL = ("apt-get", "install", "-y", "--no-install-recommends", *PACKAGES)
 TIMEOUT_S = 300
 # A slow mirror or another apt-get must not hold the tests up for long.
-PATIENCE = ("-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1", "-o", "DPkg::Lock::Timeout=60")
+PATIENCE = (
+    "-o",
+    "Acquire::http::Timeout=20",
+    "-o",
+    "Acquire::Retries=1",
+    "-o",
+    "DPkg::Lock::Timeout=60",
+)
 
 
 def missing() -> list[str]:
@@ -46,13 +54,20 @@ def apt_get(*arguments: str) -> tuple[int, str]:
             errors="replace", env=environment, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        said = error.output if isinstance(error.output, str) else (error.output or b"").decode(errors="replace")
+        said = (
+            error.output
+            if isinstance(error.output, str)
+            else (error.output or b"").decode(errors="replace")
+        )
         return 124, f"{said}\nnot done after {TIMEOUT_S} s"
     return process.returncode, process.stdout
 
 
 def ensure() -> tuple[str | None, str]:
-    """Install what is missing, once. Returns (why a Slurm cannot be used or None, what was done: "" for nothing)."""
+    """Install what is missing, once.
+
+    Returns (why a Slurm cannot be used or None, what was done: "" for nothing).
+    """
     lacking = missing()
     if not lacking:
         return None, ""
@@ -64,10 +79,15 @@ def ensure() -> tuple[str | None, str]:
     status, output = apt_get(*INSTALL[1:])
     if status != 0:
         lines = output.strip().splitlines() or ["no output"]
-        return f"{reason}; `{' '.join(INSTALL)}` failed with status {status}: {lines[-1]}", updated[1] + output
+        return f"{reason}; `{' '.join(INSTALL)}` failed with status {status}: {lines[-1]}", updated[
+            1
+        ] + output
     still = missing()
     if still:
-        return f"{', '.join(still)} not on PATH after `{' '.join(INSTALL)}` (is /usr/sbin in it?)", output
+        return (
+            f"{', '.join(still)} not on PATH after `{' '.join(INSTALL)}` (is /usr/sbin in it?)",
+            output,
+        )
     return None, f"installed {' '.join(PACKAGES)} for tests/slurm ({DECLINE}=no declines)"
 
 
@@ -75,7 +95,11 @@ def main() -> int:
     reason, done = ensure()
     if done:
         print(done)
-    print(f"tests/slurm will be skipped: {reason}" if reason else "Slurm is there: tests/slurm can run")
+    print(
+        f"tests/slurm will be skipped: {reason}"
+        if reason
+        else "Slurm is there: tests/slurm can run"
+    )
     return 0 if reason is None else 1
 
 

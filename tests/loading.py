@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pargo_ds.batch import Batch
-from pargo_ds.config import DataSection, StreamSection
 from pargo_ds.data.loader import PackLoader
+from pargo_ds.data_sections import DataSection, StreamSection
 
 
 def reading(data: DataSection, *folders: Path, **changes: Any) -> DataSection:
@@ -20,7 +20,9 @@ def reading(data: DataSection, *folders: Path, **changes: Any) -> DataSection:
 
 
 def global_steps(loaders: list[PackLoader]) -> Iterator[list[Batch]]:
-    """The packs of each step over all ranks, in the plan's order: rank r holds packs r, r + ranks, ..."""
+    """The packs of each step over all ranks, in the plan's order: rank r holds packs r, r + ranks,
+    ...
+    """
     for ranks in zip(*(loader.steps() for loader in loaders), strict=True):
         yield [batch for micro_step in zip(*ranks, strict=True) for batch in micro_step]
 

@@ -1,4 +1,4 @@
-"""Checkpoints of format 2 made without training, and what converting them must give: the model built in memory."""
+"""Checkpoints made without training, and what converting them must give: the model built in memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from tiny import merged
 from torch import nn
 
+from pargo_ds import assembly
+from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.checkpoint.fragments import WEIGHT, Fragment, as_tensors, fragment_file
-from pargo_ds.checkpoint.frozen import frozen_hashes, frozen_shapes
+from pargo_ds.checkpoint.frozen import frozen_hashes
 from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file
 from pargo_ds.checkpoint.store import versions
 from pargo_ds.config import RunConfig, parse_config
-from pargo_ds.training import assembly
-from pargo_ds.training.freezing import apply_freezing
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 MODES = {
@@ -28,7 +28,11 @@ MODES = {
 def run_of(tiny_run: dict, llm: Path, vision: dict, mode: str, **changes) -> RunConfig:
     """The tiny run in bf16 on a published LLM and vision encoder."""
     body = merged(
-        {**tiny_run, "llm": {"name": str(llm)}, "vision": {"image_size": 64, "feature_norm": True, **vision}},
+        {
+            **tiny_run,
+            "llm": {"name": str(llm)},
+            "vision": {"image_size": 64, "feature_norm": True, **vision},
+        },
         {"train": {"precision": "bf16"}, **changes},
     )
     body["train"]["llm"] = {"weight_decay": 0.0, **MODES[mode]}
@@ -47,7 +51,9 @@ def trained_model(run: RunConfig) -> nn.Module:
 
 
 def write_checkpoint(run: RunConfig, model: nn.Module, folder: Path, ranks: int = 2) -> Path:
-    """What the run would save: each parameter cut among the ranks, the manifest with the frozen weights' hashes."""
+    """What the run would save: each parameter cut among the ranks, the manifest with the frozen
+    weights' hashes.
+    """
     trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     (folder / "fragments").mkdir(parents=True)
     for rank in range(ranks):
@@ -67,19 +73,28 @@ def write_checkpoint(run: RunConfig, model: nn.Module, folder: Path, ranks: int 
         model_fingerprint=assembly.model_fingerprint(model),
         data_state={},
         config=run.model_dump(mode="json"),
+        model_config=assembly.model_description(model),
         frozen_sources=assembly.frozen_sources(run),
         versions=versions(),
-        files={fragment_file(rank): describe_file(folder / fragment_file(rank)) for rank in range(ranks)},
+        files={
+            fragment_file(rank): describe_file(folder / fragment_file(rank))
+            for rank in range(ranks)
+        },
+        optimizer_step=3,
         parameters={name: list(values.shape) for name, values in trained.items()},
         frozen=frozen_hashes(model),
-        frozen_shapes=frozen_shapes(model),
         totals={"samples": 12.0, "tokens": 3456.0},
     ).write(folder)
     return folder
 
 
-def exported_values(model: nn.Module, merge: bool) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """(weights, adapter) in fp32 that an export must hold, by peft's own merge. Changes the model."""
+def exported_values(
+    model: nn.Module, merge: bool
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """(weights, adapter) in fp32 that an export must hold, by peft's own merge.
+
+    Changes the model.
+    """
     from peft import get_peft_model_state_dict
     from peft.tuners.lora import LoraLayer
 

@@ -1,4 +1,6 @@
-"""A real S3 server for tests: moto's, in a process of its own on loopback, which can be killed and stopped."""
+"""A real S3 server for tests: moto's, in a process of its own on loopback, which can be killed and
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,10 @@ class ObjectStore:
         return f"s3://{self.bucket}/{name}"
 
     def keys(self) -> list[str]:
-        return sorted(found["Key"] for found in self.client().list_objects_v2(Bucket=self.bucket).get("Contents", []))
+        return sorted(
+            found["Key"]
+            for found in self.client().list_objects_v2(Bucket=self.bucket).get("Contents", [])
+        )
 
     def read(self, key: str) -> bytes:
         return self.client().get_object(Bucket=self.bucket, Key=key)["Body"].read()

@@ -1,6 +1,8 @@
-"""What an offline wandb run has written, read without wandb's own reader (which its releases move about).
+"""What an offline wandb run has written, read without wandb's own reader (which its releases move
+about).
 
-A .wandb file is LevelDB's log format: blocks of 32 KiB, in them pieces with a checksum, a length and a kind.
+A .wandb file is LevelDB's log format: blocks of 32 KiB, in them pieces with a checksum, a length
+and a kind.
 """
 
 import struct
@@ -28,7 +30,9 @@ def records(path: Path) -> Iterator[bytes]:
 
 
 def reported_steps(run_dir: Path) -> list[int]:
-    """Steps in the history of all offline segments of a run, oldest segment first: what `wandb sync` would send."""
+    """Steps in the history of all offline segments of a run, oldest segment first: what `wandb
+    sync` would send.
+    """
     from wandb.proto import wandb_internal_pb2
 
     steps = []

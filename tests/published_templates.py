@@ -1,4 +1,5 @@
-"""Chat templates as published models have them, without tools: name -> (template, control tokens, what it does).
+"""Chat templates as published models have them, without tools: name -> (template, control tokens,
+what it does).
 
 Written anew and small; what is odd about each one is kept.
 """
@@ -213,7 +214,8 @@ FALCON = (
     "{% endfor %}{% if add_generation_prompt %}\nAssistant:{% endif %}"
 )
 R1 = DEEPSEEK_3.replace(
-    "{% if add_generation_prompt %}<｜Assistant｜>", "{% if add_generation_prompt %}<｜Assistant｜><think>\n"
+    "{% if add_generation_prompt %}<｜Assistant｜>",
+    "{% if add_generation_prompt %}<｜Assistant｜><think>\n",
 )
 FIRST_ONLY = (
     "### Instruction:\n{{ messages[0]['content'] }}\n\n### Response:\n"
@@ -236,7 +238,7 @@ REFUSED: dict[str, tuple[str, str]] = {
     "the header is left to the model": (_turns(CHATML, ""), "ignores add_generation_prompt"),
     "it raises": (GEMMA, r"refuses the turns .system, user.*TemplateError: System role not supported"),
     "it stumbles": (_turns("{{ m['content'] + 1 }}", ""), "refuses the turns .*TypeError"),
-    "a picture is repeated": (
+    "an image is repeated": (
         _turns("{% if loop.index0 == 3 %}<image>{% endif %}" + CHATML, CHATML_PROMPT), "writes 2 <image>, but",
     ),
 }  # fmt: skip

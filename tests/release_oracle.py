@@ -1,7 +1,8 @@
 """What the authors' release computes, in plain torch operations on its own state dict.
 
-Written from bytedance/ParGo@60b5bd0 and InternLM2's modelling code, with none of this project's code: fused
-projections, additive -inf masks, LoRA beside the weights. `w` is the state dict, `pixels` are normalised.
+Written from bytedance/ParGo@60b5bd0 and InternLM2's modelling code, with none of this project's
+code: fused projections, additive -inf masks, LoRA beside the weights. `w` is the state dict,
+`pixels` are normalised.
 """
 
 from __future__ import annotations
@@ -53,12 +54,19 @@ def rotate_pairs(x, cos, sin):
 def eva(pixels, w, *, patch, heads, pretrained_grid, eps=1e-6):
     """Normalised pixels -> `(images, 1 + patches, width)` before the last norm."""
     at = "visual_encoder"
-    x = F.conv2d(pixels, w[f"{at}.patch_embed.proj.weight"], w[f"{at}.patch_embed.proj.bias"], stride=patch)
+    x = F.conv2d(
+        pixels, w[f"{at}.patch_embed.proj.weight"], w[f"{at}.patch_embed.proj.bias"], stride=patch
+    )
     grid, width = x.shape[-1], x.shape[1]
     x = x.flatten(2).transpose(1, 2)
-    x = torch.cat([w[f"{at}.cls_token"].expand(x.shape[0], -1, -1), x], dim=1) + w[f"{at}.pos_embed"]
+    x = (
+        torch.cat([w[f"{at}.cls_token"].expand(x.shape[0], -1, -1), x], dim=1)
+        + w[f"{at}.pos_embed"]
+    )
     cos, sin = (t.to(x.dtype) for t in rope_tables(grid, pretrained_grid, width // heads // 2))
-    for n in range(1 + max(int(m[1]) for m in (re.match(rf"{at}\.blocks\.(\d+)\.", k) for k in w) if m)):
+    for n in range(
+        1 + max(int(m[1]) for m in (re.match(rf"{at}\.blocks\.(\d+)\.", k) for k in w) if m)
+    ):
         b = f"{at}.blocks.{n}"
         y = layer_norm(x, w, f"{b}.norm1", eps)
         q = y @ w[f"{b}.attn.q_proj.weight"].T + w[f"{b}.attn.q_bias"]
@@ -90,20 +98,27 @@ def release_masks(partial: int, tokens: int, patches: int, dtype):
 
 
 def bert_attention(x, source, w, name, heads, mask):
-    q, k, v = (linear(t, w, f"{name}.self.{p}") for t, p in ((x, "query"), (source, "key"), (source, "value")))
+    q, k, v = (
+        linear(t, w, f"{name}.self.{p}")
+        for t, p in ((x, "query"), (source, "key"), (source, "value"))
+    )
     y = linear(attend(q, k, v, heads, mask), w, f"{name}.output.dense")
     return layer_norm(y + x, w, f"{name}.output.LayerNorm", 1e-12)
 
 
 def projector(features, w, *, partial, heads):
-    """`(images, patches, vision width)` after ln_vision -> visual tokens `(images, tokens, LLM width)`."""
+    """`(images, patches, vision width)` after ln_vision -> visual tokens `(images, tokens, LLM
+    width)`.
+    """
     queries = w["query_tokens"].expand(features.shape[0], -1, -1)
     tokens = queries.shape[1]
     x = queries + w["ParGo.bert.embeddings.position_embeddings.weight"][:tokens]
     x = layer_norm(x, w, "ParGo.bert.embeddings.LayerNorm", 1e-12)
     self_mask, cross_mask = release_masks(partial, tokens, features.shape[1], x.dtype)
     at = "ParGo.bert.encoder.layer"
-    for n in range(1 + max(int(m[1]) for m in (re.match(rf"{re.escape(at)}\.(\d+)\.", k) for k in w) if m)):
+    for n in range(
+        1 + max(int(m[1]) for m in (re.match(rf"{re.escape(at)}\.(\d+)\.", k) for k in w) if m)
+    ):
         x = bert_attention(x, x, w, f"{at}.{n}.attention", heads, self_mask)
         x = bert_attention(x, features, w, f"{at}.{n}.crossattention", heads, cross_mask)
         hidden = linear(x, w, f"{at}.{n}.intermediate_query.dense")
@@ -127,7 +142,9 @@ def llm_rope(x, config: dict[str, Any]):
     if config["rope_scaling"] is not None and length > longest:
         factor = config["rope_scaling"]["factor"]
         base *= (factor * length / longest - (factor - 1)) ** (dim / (dim - 2))
-    angles = torch.arange(length).double()[:, None] / base ** (torch.arange(0, dim, 2).double() / dim)
+    angles = torch.arange(length).double()[:, None] / base ** (
+        torch.arange(0, dim, 2).double() / dim
+    )
     cos, sin = (torch.cat([t, t], dim=-1).to(x.dtype) for t in (angles.cos(), angles.sin()))
     half = dim // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], dim=-1) * sin
@@ -135,7 +152,11 @@ def llm_rope(x, config: dict[str, Any]):
 
 def internlm2(embeds, w, config: dict[str, Any], scaling: float):
     """`(1, tokens, width)` -> logits `(1, tokens, vocabulary)`; `w` with peft's names."""
-    heads, groups, eps = config["num_attention_heads"], config["num_key_value_heads"], config["rms_norm_eps"]
+    heads, groups, eps = (
+        config["num_attention_heads"],
+        config["num_key_value_heads"],
+        config["rms_norm_eps"],
+    )
     per_group, head_dim = heads // groups, config["hidden_size"] // heads
     at = "llm_model.base_model.model."
     x, length = embeds, embeds.shape[1]
@@ -145,10 +166,16 @@ def internlm2(embeds, w, config: dict[str, Any], scaling: float):
         y = rms_norm(x, w[f"{layer}.attention_norm.weight"], eps)
         fused = f"{layer}.attention.wqkv"
         qkv = y @ w[f"{fused}.base_layer.weight"].T
-        qkv = qkv + scaling * (y @ w[f"{fused}.lora_A.default.weight"].T @ w[f"{fused}.lora_B.default.weight"].T)
-        qkv = qkv.unflatten(-1, (groups, per_group + 2, head_dim))  # (1, tokens, groups, heads of a group + 2, dim)
+        qkv = qkv + scaling * (
+            y @ w[f"{fused}.lora_A.default.weight"].T @ w[f"{fused}.lora_B.default.weight"].T
+        )
+        qkv = qkv.unflatten(
+            -1, (groups, per_group + 2, head_dim)
+        )  # (1, tokens, groups, heads of a group + 2, dim)
         q = qkv[..., :per_group, :].flatten(2, 3).transpose(1, 2)
-        k, v = (qkv[..., i, :].repeat_interleave(per_group, dim=2).transpose(1, 2) for i in (-2, -1))
+        k, v = (
+            qkv[..., i, :].repeat_interleave(per_group, dim=2).transpose(1, 2) for i in (-2, -1)
+        )
         q, k = llm_rope(q, config), llm_rope(k, config)
         scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim) + causal
         y = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)

@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pargo_ds.data.reader import SampleReader
-from pargo_ds.data.schema import Sample
-from pargo_ds.data.shards import write_shards
+from pargo_ds.data.shards.mds import write_shards
+from pargo_ds.data.shards.reader import SampleReader
+from pargo_ds.data.shards.schema import Sample
 
 
 def make_samples(count: int, first: int = 0) -> list[Sample]:
     numbers = range(first, first + count)
-    return [Sample(id=f"s{n}", images=[bytes([n % 256]) * 500], captions={"coarse": f"Number {n}."}) for n in numbers]
+    return [
+        Sample(id=f"s{n}", images=[bytes([n % 256]) * 500], captions={"coarse": f"Number {n}."})
+        for n in numbers
+    ]
 
 
 def write(folder: Path, count: int, first: int = 0, **options: Any) -> Path:
@@ -27,8 +30,7 @@ def write(folder: Path, count: int, first: int = 0, **options: Any) -> Path:
 
 
 def read(reader: SampleReader, positions: NDArray[np.int64]) -> list[str]:
-    reader.assign(positions)
-    return [row["id"] for row in reader]
+    return [row["id"] for row in reader.rows(positions)]
 
 
 def names(positions: NDArray[np.int64]) -> list[str]:
@@ -38,19 +40,23 @@ def names(positions: NDArray[np.int64]) -> list[str]:
 class Rows(IterableDataset):
     """Ids of the rows at these positions; each worker reads every n-th."""
 
-    def __init__(self, reader: SampleReader, positions: NDArray[np.int64], pause_s: float = 0.0) -> None:
+    def __init__(
+        self, reader: SampleReader, positions: NDArray[np.int64], pause_s: float = 0.0
+    ) -> None:
         self.reader, self.positions, self.pause_s = reader, positions, pause_s
 
     def __iter__(self) -> Iterator[str]:
         info = get_worker_info()
-        self.reader.assign(self.positions if info is None else self.positions[info.id :: info.num_workers])
-        for row in self.reader:
+        mine = self.positions if info is None else self.positions[info.id :: info.num_workers]
+        for row in self.reader.rows(mine):
             time.sleep(self.pause_s)
             yield row["id"]
 
 
 def read_all(loader: DataLoader) -> list[str]:
-    """All rows; the workers end at once, which they do not when an error is garbage-collected with their queues."""
+    """All rows; the workers end at once, which they do not when an error is garbage-collected with
+    their queues.
+    """
     rows = iter(loader)
     try:
         return list(rows)

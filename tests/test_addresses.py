@@ -1,4 +1,6 @@
-"""Paths and hub names are taken as people write them, or refused: never a folder of the name `~` or `$SCRATCH`."""
+"""Paths and hub names are taken as people write them, or refused: never a folder of the name `~` or
+`$SCRATCH`.
+"""
 
 import pytest
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pargo_ds.settings_file import ConfigError, format_yaml, parse_value, parse_yaml, read_json, read_yaml
+from pargo_ds.errors import ConfigError
+from pargo_ds.settings_file import format_yaml, parse_value, parse_yaml, read_json, read_yaml
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,9 @@ from pargo_ds.settings_file import ConfigError, format_yaml, parse_value, parse_
         ("None", "write null"),
     ],
 )
-@pytest.mark.parametrize("form", ["a: 1\nb: {{c: [1, {}]}}", "a: 1\nb: {{{}: 2}}", "a: 1\nb: &x {}"])
+@pytest.mark.parametrize(
+    "form", ["a: 1\nb: {{c: [1, {}]}}", "a: 1\nb: {{{}: 2}}", "a: 1\nb: &x {}"]
+)
 def test_a_word_that_versions_of_yaml_read_differently_is_refused_with_its_line(form, word, said):
     if word.startswith("1:30") and "]" in form:
         form = "a: 1\nb: [{}]"
@@ -34,12 +37,21 @@ def test_a_word_that_versions_of_yaml_read_differently_is_refused_with_its_line(
 
 def test_quotes_and_blocks_make_any_word_a_text():
     text = "a: 'yes'\nb: \"010\"\nc: |-\n  1:30\nd: no way\ne: 1:30 in the morning\nf: v1_0"
-    expected = {"a": "yes", "b": "010", "c": "1:30", "d": "no way", "e": "1:30 in the morning", "f": "v1_0"}
+    expected = {
+        "a": "yes",
+        "b": "010",
+        "c": "1:30",
+        "d": "no way",
+        "e": "1:30 in the morning",
+        "f": "v1_0",
+    }
     assert parse_yaml(text, "x").values == expected
 
 
 def test_numbers_are_those_of_yaml_1_2_and_dates_are_texts():
-    text = "a: 1e-4\nb: 2.5E+3\nc: .5e2\nd: 2026-11-29\ne: 0x1F\nf: -0.5\ng: 0\nh: ~\ni: true\nj: .inf"
+    text = (
+        "a: 1e-4\nb: 2.5E+3\nc: .5e2\nd: 2026-11-29\ne: 0x1F\nf: -0.5\ng: 0\nh: ~\ni: true\nj: .inf"
+    )
     found = parse_yaml(text, "x").values
     assert found == {
         "a": 1e-4, "b": 2500.0, "c": 50.0, "d": "2026-11-29", "e": 31, "f": -0.5, "g": 0, "h": None, "i": True,
@@ -57,7 +69,10 @@ def test_numbers_are_those_of_yaml_1_2_and_dates_are_texts():
         ("a: 1\n\tb: 2", "line 2: not valid YAML"),
         ("a: 1\n---\nb: 2", "line 2: not valid YAML"),
         ("a: *nowhere", "line 1: not valid YAML"),
-        ("a: !!python/object:os.system x", "line 1: the tag tag:yaml.org,2002:python/object:os.system is not for"),
+        (
+            "a: !!python/object:os.system x",
+            "line 1: the tag tag:yaml.org,2002:python/object:os.system is not for",
+        ),
         ("a: !!int word", "not valid YAML"),
         ("? [a]\n: 1", "line 1: not valid YAML"),
         ("[" * 2000, "not valid YAML"),
@@ -84,7 +99,9 @@ def test_a_merged_mapping_may_be_overridden():
 def test_a_file_in_another_encoding_is_named(tmp_path, encoding):
     path = tmp_path / "run.yaml"
     path.write_bytes("name: x\nllm: café".encode(encoding))
-    with pytest.raises(ConfigError, match="run.yaml, line [12]: byte 0x.. is not UTF-8; save the file in UTF-8"):
+    with pytest.raises(
+        ConfigError, match="run.yaml, line [12]: byte 0x.. is not UTF-8; save the file in UTF-8"
+    ):
         read_yaml(path)
 
 
@@ -121,7 +138,22 @@ def test_values_of_the_command_line():
 
 
 def test_what_is_written_reads_back_as_the_same():
-    texts = ["1e5", "yes", "010", "2026-11-29", "1:30", "12e4567", "~", "0o7", "08", "y", "café", "50_000", "a #b", ""]
+    texts = [
+        "1e5",
+        "yes",
+        "010",
+        "2026-11-29",
+        "1:30",
+        "12e4567",
+        "~",
+        "0o7",
+        "08",
+        "y",
+        "café",
+        "50_000",
+        "a #b",
+        "",
+    ]
     values = {"texts": texts, "numbers": [1e-5, 1e22, 0.1, 7], "n": {"on": None, "y": True}}
     assert parse_yaml(format_yaml(values), "x").values == values
 

@@ -14,17 +14,17 @@ def draw(colour: str, place: int, size: int = 64) -> bytes:
     """PNG of a square of one colour at one of nine places on grey."""
     from PIL import Image, ImageDraw
 
-    picture = Image.new("RGB", (size, size), "grey")
+    image = Image.new("RGB", (size, size), "grey")
     x, y = (place % 3) * size // 3, (place // 3) * size // 3
-    ImageDraw.Draw(picture).rectangle([x, y, x + size // 3, y + size // 3], fill=colour)
+    ImageDraw.Draw(image).rectangle([x, y, x + size // 3, y + size // 3], fill=colour)
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
 def tiny_samples(count: int, first: int = 0) -> list:
-    """Samples of one or two pictures, and every seventh without any."""
-    from pargo_ds.data.schema import Sample
+    """Samples of one or two images, and every seventh without any."""
+    from pargo_ds.data.shards.schema import Sample
 
     samples = []
     for i in range(first, first + count):
@@ -39,7 +39,10 @@ def tiny_samples(count: int, first: int = 0) -> list:
                     {"role": "user", "content": f"{images}What colour is it?"},
                     {"role": "assistant", "content": answer},
                 ],
-                captions={"coarse": f"A {answer} square.", "detailed": f"A {answer} square on grey."}
+                captions={
+                    "coarse": f"A {answer} square.",
+                    "detailed": f"A {answer} square on grey.",
+                }
                 if colours
                 else {},
             )
@@ -52,15 +55,21 @@ def merged(base: dict, changes: dict) -> dict:
     result = dict(base)
     for key, value in changes.items():
         below = base.get(key)
-        result[key] = merged(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+        result[key] = (
+            merged(below, value) if isinstance(value, dict) and isinstance(below, dict) else value
+        )
     return result
 
 
-def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+def run_command(
+    command: list[str], timeout: float = 240, **environment: str
+) -> subprocess.CompletedProcess:
     """Run a command of the project on the CPU with one thread per process; output is captured."""
     on_cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **on_cpu, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT
+    )
 
 
 def metrics(run_dir: Path) -> list[dict]:
@@ -72,7 +81,7 @@ def seeing(projector):
     """Give a new projector's zero weights values, so that what it looks at shows in its output."""
     import torch
 
-    from pargo_ds.model.projector_pargo import ZeroLinear
+    from pargo_ds.model.token_output import ZeroLinear
 
     for module in projector.modules():
         if isinstance(module, ZeroLinear):

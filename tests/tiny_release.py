@@ -1,7 +1,9 @@
-"""The authors' release in tiny: a checkpoint with every key name that its code makes, and InternLM2's folder.
+"""The authors' release in tiny: a checkpoint with every key name that its code makes, and
+InternLM2's folder.
 
-Names are those of bytedance/ParGo@60b5bd0 (eval/init_models.py, eva_vit.py, qformer_bert.py) and of InternLM2 inside
-peft. Importing this registers a tiny EVA-02 with timm, of the release's options (eva_vit.py: create_eva_vit).
+Names are those of bytedance/ParGo@60b5bd0 (eval/init_models.py, eva_vit.py, qformer_bert.py) and of
+InternLM2 inside peft. Importing this registers a tiny EVA-02 with timm, of the release's options
+(eva_vit.py: create_eva_vit).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from timm.models.eva import Eva, _cfg, _create_eva
 
 VISION = "eva02_tiny_release"
 IMAGE, PATCH, BLOCKS, VISION_WIDTH, VISION_HEADS, VISION_INNER = 32, 4, 2, 32, 2, 85
-PRETRAINED_GRID = 4  # pt_hw_seq_len: 16 in the release, for pictures of 24 x 24 patches
+PRETRAINED_GRID = 4  # pt_hw_seq_len: 16 in the release, for images of 24 x 24 patches
 PARTIAL, GLOBAL, LAYERS, WIDTH, INNER, POSITIONS = 16, 3, 2, 128, 96, 40
 RANK, ALPHA = 3, 12
 PATCHES, TOKENS = (IMAGE // PATCH) ** 2, PARTIAL + GLOBAL
@@ -27,7 +29,10 @@ FACTS = ["--partial-tokens", str(PARTIAL), "--lora-alpha", str(ALPHA), "--vision
 default_cfgs = generate_default_cfgs(
     {
         f"{VISION}.test": _cfg(
-            input_size=(3, IMAGE, IMAGE), num_classes=24, mean=(0.48, 0.46, 0.41), std=(0.27, 0.26, 0.28)
+            input_size=(3, IMAGE, IMAGE),
+            num_classes=24,
+            mean=(0.48, 0.46, 0.41),
+            std=(0.27, 0.26, 0.28),
         )
     }
 )
@@ -108,7 +113,9 @@ def projector_state(state: Drawn, llm_width: int) -> None:
 
 
 def text_branch_state(state: Drawn) -> None:
-    """What the release sets to None before it loads weights; a checkpoint from before that would hold it."""
+    """What the release sets to None before it loads weights; a checkpoint from before that would
+    hold it.
+    """
     state["ParGo.bert.embeddings.word_embeddings.weight"] = torch.randn(50, WIDTH)
     for n in range(LAYERS):
         at = f"ParGo.bert.encoder.layer.{n}"
@@ -137,7 +144,11 @@ def llm_config(vocabulary: int, max_positions: int = 512) -> dict[str, Any]:
 
 def llm_state(config: dict[str, Any]) -> Drawn:
     """InternLM2's weights by their own names."""
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    width, inner, heads = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["num_attention_heads"],
+    )
     rows = (heads + 2 * config["num_key_value_heads"]) * (width // heads)
     state = Drawn()
     state["model.tok_embeddings.weight"] = torch.randn(config["vocab_size"], width)
@@ -165,11 +176,15 @@ def lora_state(state: Drawn, config: dict[str, Any]) -> None:
 
 
 def release_state(config: dict[str, Any], llm: dict[str, torch.Tensor], lora: bool = True) -> Drawn:
-    """The whole module's state dict, as MiniGPT_v2.state_dict() names it; the LLM inside peft's wrapper with LoRA."""
+    """The whole module's state dict, as MiniGPT_v2.state_dict() names it; the LLM inside peft's
+    wrapper with LoRA.
+    """
     state = Drawn()
     vision_state(state)
     projector_state(state, config["hidden_size"])
-    wrapper, inner = ("llm_model.base_model.model.", ".wqkv.base_layer.") if lora else ("llm_model.", ".wqkv.")
+    wrapper, inner = (
+        ("llm_model.base_model.model.", ".wqkv.base_layer.") if lora else ("llm_model.", ".wqkv.")
+    )
     state |= {wrapper + name.replace(".wqkv.", inner): tensor for name, tensor in llm.items()}
     if lora:
         lora_state(state, config)
@@ -184,7 +199,9 @@ MERGES = [
 
 
 def tokenizer_model(dummy_prefix: bool = True, remove_extra_spaces: bool = False) -> bytes:
-    """SentencePiece's file for a BPE with byte fallback: `SYMBOLS` and `MERGES` after the special pieces and bytes."""
+    """SentencePiece's file for a BPE with byte fallback: `SYMBOLS` and `MERGES` after the special
+    pieces and bytes.
+    """
     control = [_piece("<unk>", 0, 2), _piece("<s>", 0, 3), _piece("</s>", 0, 3)]
     all_bytes = [_piece(f"<0x{byte:02X}>", 0, 6) for byte in range(256)]
     texts = [*MERGES, *SYMBOLS]
@@ -192,7 +209,12 @@ def tokenizer_model(dummy_prefix: bool = True, remove_extra_spaces: bool = False
     unused = [_piece(f"[UNUSED_TOKEN_{number}]", 0, 4) for number in (1, 2)]
     pieces = b"".join(_bytes(1, piece) for piece in (*control, *all_bytes, *learned, *unused))
     trainer = _number(3, 2) + _number(35, 1) + _number(40, 0) + _number(41, 1) + _number(42, 2)
-    spec = _bytes(1, b"identity") + _number(3, dummy_prefix) + _number(4, remove_extra_spaces) + _number(5, 1)
+    spec = (
+        _bytes(1, b"identity")
+        + _number(3, dummy_prefix)
+        + _number(4, remove_extra_spaces)
+        + _number(5, 1)
+    )
     return pieces + _bytes(2, trainer) + _bytes(3, spec)
 
 
@@ -219,12 +241,19 @@ def _bytes(field: int, value: bytes) -> bytes:
 VOCABULARY = 3 + 256 + len(MERGES) + len(SYMBOLS) + 2
 
 
-def write_llm_folder(folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor] | None) -> Path:
+def write_llm_folder(
+    folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor] | None
+) -> Path:
     """InternLM2's folder; `state` None leaves out the weights."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.model").write_bytes(tokenizer_model())
-    settings = {"tokenizer_class": "InternLM2Tokenizer", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    settings = {
+        "tokenizer_class": "InternLM2Tokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+    }
     auto_map = {"AutoTokenizer": ["tokenization_internlm2.InternLM2Tokenizer", None]}
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": auto_map}))
     if state is not None:

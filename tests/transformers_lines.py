@@ -1,7 +1,8 @@
-"""The transformers lines that the tests know: the installed one, and others in folders of their own.
+"""The transformers lines that the tests know: the installed one, and others in folders of their
+own.
 
-PARGO_OTHER_TRANSFORMERS names the folders (`make transformers-lines` fills them, `make test-slow` sets it), separated
-like PATH. A test that needs one that is not there is skipped with the reason.
+PARGO_OTHER_TRANSFORMERS names the folders (`make transformers-lines` fills them, `make test-slow`
+sets it), separated like PATH. A test that needs one that is not there is skipped with the reason.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ OTHERS = (MIDDLE, NEWEST)
 
 def line_folders() -> list[str]:
     """The folders of other lines that are there."""
-    return [str(Path(folder).absolute()) for folder in os.environ.get(FOLDERS, "").split(os.pathsep) if folder]
+    return [
+        str(Path(folder).absolute())
+        for folder in os.environ.get(FOLDERS, "").split(os.pathsep)
+        if folder
+    ]
 
 
 def line_path(version: str) -> list[str]:
-    """What comes first in PYTHONPATH for a line: [] for the installed one, else its folder; skips where it lacks."""
+    """What comes first in PYTHONPATH for a line: [] for the installed one, else its folder; skips
+    where it lacks.
+    """
     if transformers.__version__ == version:
         return []
     for folder in line_folders():

@@ -13,7 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
@@ -22,23 +21,42 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pargo_ds.files.figures_json import figures_json
+
 WIDTH = 1024
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--millions", type=float, nargs="+", default=[8, 32], metavar="M", help="weights that train (default 8 32)")
+    add(
+        "--millions",
+        type=float,
+        nargs="+",
+        default=[8, 32],
+        metavar="M",
+        help="weights that train (default 8 32)",
+    )
     add("--stage", type=int, choices=(1, 2, 3), default=3, help="ZeRO stage (default 3)")
-    add("--turns", type=int, default=5, metavar="N", help="saves of each kind; the medians count (default 5)")
+    add(
+        "--turns",
+        type=int,
+        default=5,
+        metavar="N",
+        help="saves of each kind; the medians count (default 5)",
+    )
     add("--folder", type=Path, help="where to write (default: a temporary folder)")
     add("--json", type=Path, metavar="FILE", help="write the figures")
     return parser.parse_args(arguments)
 
 
 def build(millions: float, stage: int) -> Any:
-    """A ZeRO engine of square layers, every second one frozen, after one step."""
+    """Return a ZeRO engine after one step. It has square layers, of which every second is
+    frozen.
+    """
     import deepspeed
     import torch
 
@@ -55,19 +73,33 @@ def build(millions: float, stage: int) -> Any:
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings, dist_init_required=False)
-    engine.backward(engine(torch.randn(1, WIDTH, device=engine.device, dtype=torch.bfloat16)).float().square().sum())
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    engine.backward(
+        engine(torch.randn(1, WIDTH, device=engine.device, dtype=torch.bfloat16))
+        .float()
+        .square()
+        .sum()
+    )
     engine.step()
     return engine
 
 
 def measure(millions: float, stage: int, turns: int, folder: Path) -> dict[str, Any]:
-    """Medians of both kinds for one size."""
+    """Return the medians of both kinds of checkpoint for one size."""
     from pargo_ds import distributed
-    from pargo_ds.checkpoint.store import RunFacts, Saver
+    from pargo_ds.checkpoint.store import RunMetadata, Saver
 
     engine = build(millions, stage)
-    facts = RunFacts(model_fingerprint="", zero_stage=stage, config={"seed": 0}, frozen_sources={}, frozen={})
+    facts = RunMetadata(
+        model_fingerprint="",
+        zero_stage=stage,
+        config={"seed": 0},
+        model_config={},
+        frozen_sources={},
+        frozen={},
+    )
     saver = Saver(folder / "ours", facts, keep=1)
     ours, theirs = [], []
     for turn in range(turns + 1):
@@ -76,10 +108,13 @@ def measure(millions: float, stage: int, turns: int, folder: Path) -> dict[str, 
         started = time.perf_counter()
         engine.save_checkpoint(str(folder / "theirs"), tag="engine", exclude_frozen_parameters=True)
         distributed.barrier()
-        if turn:  # the first one finds cold caches
+        if turn:  # the first turn has cold caches
             ours.append(saver.last)
             theirs.append(time.perf_counter() - started)
-    stalled, total = (median(one[name] for one in ours) for name in ("stalled_s", "total_s"))
+    stalled, total = (
+        median(one["stalled_s"] for one in ours),
+        median(one["total_s"] for one in ours),
+    )
     row = {
         "millions": millions,
         "stage": stage,
@@ -100,22 +135,28 @@ def measure(millions: float, stage: int, turns: int, folder: Path) -> dict[str, 
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Return the bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     options = parse_arguments(arguments)
     from pargo_ds import distributed
     from pargo_ds.training.engine import start_distributed
 
     start_distributed()
-    made = tempfile.mkdtemp(prefix="pargo_ds_bench_") if options.folder is None and distributed.is_main() else None
+    made = None
+    if options.folder is None and distributed.is_main():
+        made = tempfile.mkdtemp(prefix="pargo_ds_bench_")
     folder = distributed.broadcast_object(Path(made) if made else options.folder)
-    rows = [measure(millions, options.stage, options.turns, folder) for millions in options.millions]
+    rows = []
+    for millions in options.millions:
+        rows.append(measure(millions, options.stage, options.turns, folder))
     if distributed.is_main():
-        print(f"ZeRO {options.stage}, {distributed.world_size()} rank(s), medians of {options.turns}")
+        print(
+            f"ZeRO {options.stage}, {distributed.world_size()} rank(s), medians of {options.turns}"
+        )
         print(
             f"{'trained':>9} {'stalled s':>10} {'in all s':>10} {'DeepSpeed s':>12} {'stall':>7} {'all':>7} {'MB':>7}"
         )
@@ -125,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{row['stall_ratio']:5.1f} x {row['total_ratio']:5.1f} x {row['mb']:7.0f}"
             )
         if options.json:
-            options.json.write_text(json.dumps(rows, indent=1) + "\n")
+            options.json.write_text(figures_json(rows), encoding="utf-8")
         if made:
             shutil.rmtree(made, ignore_errors=True)
     distributed.close_process_group()

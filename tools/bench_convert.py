@@ -13,7 +13,6 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -24,24 +23,47 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pargo_ds.files.figures_json import figures_json
+
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, VOCABULARY, PER_LAYER = 1024, 16384, 16.8e6
-"""Sizes grow by layers, so that the largest tensor stays the same: the embedding, 16.8 million weights."""
+"""Larger models have more layers, so the largest tensor is always the embedding with 16.8 million
+weights.
+"""
 BYTES_PER_WEIGHT = 34
-"""On the disk: both checkpoints (12 and 14), the LLM (2), one output (4), and some to spare."""
+"""Bytes on the disk: both checkpoints (12 and 14), the LLM (2), one output (4), and a reserve."""
 MEMORY_PER_WEIGHT = 30
-"""While the checkpoints are made: weights, optimizer states and the copy of them that is being written."""
+"""Bytes of memory while the checkpoints are made: weights, optimizer states, and the copy of them
+that is written.
+"""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--work", type=Path, required=True, help="folder for LLMs, checkpoints and outputs")
-    add("--millions", type=float, nargs="+", default=[150, 300, 600], metavar="M", help="weights of the LLM")
-    add("--turns", type=int, default=3, metavar="N", help="conversions of each kind; the medians count (default 3)")
+    add(
+        "--millions",
+        type=float,
+        nargs="+",
+        default=[150, 300, 600],
+        metavar="M",
+        help="weights of the LLM",
+    )
+    add(
+        "--turns",
+        type=int,
+        default=3,
+        metavar="N",
+        help="conversions of each kind; the medians count (default 3)",
+    )
     add("--json", type=Path, metavar="FILE", help="write the figures")
-    add("--make", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)  # what the two training processes are told
+    add(
+        "--make", type=Path, metavar="FOLDER", help=argparse.SUPPRESS
+    )  # what the two training processes are told
     return parser.parse_args(arguments)
 
 
@@ -49,7 +71,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(folder: Path, millions: float) -> None:
-    """LLM, vision weights, run file and both checkpoints of one size, unless they are there.
+    """Make LLM, vision weights, run file and both checkpoints of one size, unless they exist.
 
     Raises ValueError when memory or disk are too small.
     """
@@ -59,16 +81,33 @@ def prepare(folder: Path, millions: float) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     write_parts(folder, millions)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
-    subprocess.run([*command, "--work", str(folder.parent), "--make", str(folder)], check=True, env=environment())
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        __file__,
+    ]
+    subprocess.run(
+        [*command, "--work", str(folder.parent), "--make", str(folder)],
+        check=True,
+        env=environment(),
+    )
     (folder / "DONE").touch()
 
 
 def check_room(work: Path, millions: float) -> None:
+    """Raise ValueError when disk or memory is too small for models of so many million weights."""
     free = shutil.disk_usage(work).free
     with open("/proc/meminfo") as file:
-        memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    for what, found, needed in (("disk", free, BYTES_PER_WEIGHT), ("memory", memory, MEMORY_PER_WEIGHT)):
+        available = next(line for line in file if line.startswith("MemAvailable"))
+    memory = int(available.split()[1]) * 1024
+    for what, found, needed in (
+        ("disk", free, BYTES_PER_WEIGHT),
+        ("memory", memory, MEMORY_PER_WEIGHT),
+    ):
         if found < millions * 1e6 * needed:
             raise ValueError(
                 f"{millions:.0f} million weights need {millions * needed / 1e3:.0f} GB of {what}, "
@@ -77,7 +116,9 @@ def check_room(work: Path, millions: float) -> None:
 
 
 def write_parts(folder: Path, millions: float) -> None:
-    """What a run starts from: a random LLM as the hub would hold it, a vision encoder's file, the run file."""
+    """Write the inputs of a run: a random LLM as on the hub, the file of a vision encoder, and the
+    run file.
+    """
     import timm
     import torch
     import yaml
@@ -93,12 +134,19 @@ def write_parts(folder: Path, millions: float) -> None:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "llm")
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(["A picture."], vocab_size=300, special_tokens=["<|end|>"])
-    template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|end|>' }}{% endfor %}"
+    bpe.train_from_iterator(["An image."], vocab_size=300, special_tokens=["<|end|>"])
+    template = (
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|end|>' }}{% endfor %}"
+    )
     PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token="<|end|>", pad_token="<|end|>", chat_template=template
+        tokenizer_object=bpe._tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        chat_template=template,
     ).save_pretrained(folder / "llm")
-    save_file(timm.create_model("test_vit", img_size=64).state_dict(), folder / "vision.safetensors")
+    save_file(
+        timm.create_model("test_vit", img_size=64).state_dict(), folder / "vision.safetensors"
+    )
     run = {
         "name": "bench",
         "output": str(folder),
@@ -109,7 +157,7 @@ def write_parts(folder: Path, millions: float) -> None:
         "projector": {"partial_tokens": 8, "global_tokens": 2, "layers": 2, "width": 64, "heads": 4},
         "llm": {"name": str(folder / "llm")},
         "train": {"projector": {"mode": "full", "lr": 1e-4}, "llm": {"mode": "full", "lr": 1e-4}, "steps": 1},
-        "batch": {"tokens_per_pack": 64, "pictures_per_pack": 1, "packs_per_step": 2},
+        "batch": {"tokens_per_pack": 64, "images_per_pack": 1, "packs_per_step": 2},
         "data": {"train": "none", "text": "turns"},
         "checkpoint": {"background": False},
     }  # fmt: skip
@@ -117,16 +165,15 @@ def write_parts(folder: Path, millions: float) -> None:
 
 
 def make(folder: Path) -> None:
-    """In each of two processes: one step of training, then both kinds of checkpoint."""
+    """Train one step and write both kinds of checkpoint; two processes call this."""
     import torch
 
-    from pargo_ds import distributed
-    from pargo_ds.checkpoint.frozen import frozen_hashes, frozen_shapes
-    from pargo_ds.checkpoint.store import RunFacts, Saver
+    from pargo_ds import assembly, distributed
+    from pargo_ds.assembly.freezing import apply_freezing
+    from pargo_ds.checkpoint.frozen import frozen_hashes
+    from pargo_ds.checkpoint.store import RunMetadata, Saver
     from pargo_ds.config import load_config
-    from pargo_ds.training import assembly
     from pargo_ds.training.engine import build_engine, deepspeed_settings, start_distributed
-    from pargo_ds.training.freezing import apply_freezing
 
     run = load_config(folder / "run.yaml")
     settings = deepspeed_settings(run, distributed.world_size())
@@ -135,18 +182,20 @@ def make(folder: Path) -> None:
     apply_freezing(model, run.train)
     fingerprint = assembly.model_fingerprint(model)
     engine = build_engine(model, run, settings)
-    facts = RunFacts(
+    facts = RunMetadata(
         model_fingerprint=fingerprint,
         zero_stage=3,
         config=run.model_dump(mode="json"),
+        model_config=assembly.model_description(engine.module),
         frozen_sources=assembly.frozen_sources(run),
         frozen=frozen_hashes(engine.module),
-        frozen_shapes=frozen_shapes(engine.module),
     )
     saver = Saver(run.run_dir / "checkpoints", facts, keep=1, background=False)
     words = torch.arange(16).unsqueeze(0)
     pixels = torch.zeros(0, 3, 64, 64, dtype=torch.uint8)
-    engine.backward(engine(input_ids=words, labels=words, pixel_values=pixels, return_logits=False).loss)
+    engine.backward(
+        engine(input_ids=words, labels=words, pixel_values=pixels, return_logits=False).loss
+    )
     engine.step()
     saver.save(engine, step=1, data_state={}, totals={})
     saver.wait()
@@ -159,11 +208,16 @@ def make(folder: Path) -> None:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "DS_ACCELERATOR": "cpu", "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    """Return the environment of the conversions: on the CPU, with this package."""
+    return {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
+    }
 
 
 def contenders(folder: Path) -> dict[str, list[str]]:
-    """Name -> command; each gets the folder to write appended."""
+    """Return the command of each contender; the folder to write is its last argument."""
     ours = [
         sys.executable,
         str(ROOT / "tools/convert_checkpoint.py"),
@@ -173,23 +227,40 @@ def contenders(folder: Path) -> dict[str, list[str]]:
         "--file-size",
         "1",
     ]
-    theirs = [sys.executable, "-m", "deepspeed.utils.zero_to_fp32", "--safe_serialization", "--max_shard_size", "1GB"]
+    theirs = [
+        sys.executable,
+        "-m",
+        "deepspeed.utils.zero_to_fp32",
+        "--safe_serialization",
+        "--max_shard_size",
+        "1GB",
+    ]
     return {
         "zero_to_fp32.py, DeepSpeed's": [*theirs, str(folder / "deepspeed")],
-        "zero-to-hf, DeepSpeed's": [*ours, "--run", str(folder / "run.yaml"), str(folder / "deepspeed")],
+        "zero-to-hf, DeepSpeed's": [
+            *ours,
+            "--run",
+            str(folder / "run.yaml"),
+            str(folder / "deepspeed"),
+        ],
         "zero-to-hf, ours": [*ours, str(folder / "bench")],
     }
 
 
 def measure(command: list[str], out: Path, log: Path) -> dict[str, float]:
-    """Run a command that writes `out`: peaks of its anonymous and of all its resident memory (MB), seconds, the same
-    until all of `out` lies on the disk, seconds of CPU."""
+    """Run a command that writes `out`, and measure it: the peaks of its anonymous and of its
+    resident memory (MB), seconds, seconds until `out` is on the disk, and seconds of CPU.
+    """
     peaks = {"RssAnon": 0.0, "VmHWM": 0.0}
     os.sync()
     started = time.perf_counter()
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, str(out)], stdout=output, stderr=subprocess.STDOUT, env=environment(), cwd=ROOT
+            [*command, str(out)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment(),
+            cwd=ROOT,
         )
     watcher = threading.Thread(target=watch, args=(process.pid, peaks))
     watcher.start()
@@ -202,7 +273,9 @@ def measure(command: list[str], out: Path, log: Path) -> dict[str, float]:
     on_disk = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise ValueError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}")
+        raise ValueError(
+            f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text()[-2000:]}"
+        )
     return {"anonymous": peaks["RssAnon"], "resident": peaks["VmHWM"], "wall": seconds, "on_disk": on_disk,
             "cpu": usage.ru_utime + usage.ru_stime}  # fmt: skip
 
@@ -214,30 +287,35 @@ def watch(pid: int, peaks: dict[str, float]) -> None:
             lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         except (FileNotFoundError, ProcessLookupError):
             return
-        found = {key: int(rest.split()[0]) * 1024 / 1e6 for line in lines for key, _, rest in [line.partition(":")]
-                 if key in peaks}  # fmt: skip
-        if not found:  # it has ended and waits to be collected
+        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        if not set(peaks) & set(found):  # it has ended, but its parent has not waited for it yet
             return
-        for key, value in found.items():
-            peaks[key] = max(peaks[key], value)
+        for key in set(peaks) & set(found):
+            peaks[key] = max(peaks[key], int(found[key].split()[0]) * 1024 / 1e6)
         time.sleep(0.02)
 
 
 def tensors_in(folder: Path) -> dict[str, Path]:
-    """Tensor -> safetensors file."""
+    """Return the safetensors file of each tensor."""
     from safetensors import safe_open
 
-    return {key: path for path in sorted(folder.glob("*.safetensors")) for key in safe_open(path, "pt").keys()}  # noqa: SIM118
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        keys = safe_open(path, "pt").keys()
+        found |= dict.fromkeys(keys, path)
+    return found
 
 
 def check_same(one: Path, other: Path) -> int:
-    """Number of tensors; ValueError when any differs."""
+    """Return the number of tensors. Raises ValueError when one of them differs."""
     import torch
     from safetensors import safe_open
 
     first, second = tensors_in(one), tensors_in(other)
     if first.keys() != second.keys():
-        raise ValueError(f"{one} and {other} hold other tensors: {sorted(first.keys() ^ second.keys())[:8]}")
+        raise ValueError(
+            f"{one} and {other} hold other tensors: {sorted(first.keys() ^ second.keys())[:8]}"
+        )
     for key in first:
         a, b = (safe_open(files[key], "pt").get_tensor(key) for files in (first, second))
         if a.dtype != b.dtype or not torch.equal(a, b):
@@ -246,7 +324,7 @@ def check_same(one: Path, other: Path) -> int:
 
 
 def compare(folder: Path, millions: float, turns: int) -> list[dict[str, Any]]:
-    """Medians of every contender for one size."""
+    """Return the medians of every contender for one size."""
     commands = contenders(folder)
     outs = {name: folder / f"out_{number}" for number, name in enumerate(commands)}
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
@@ -254,23 +332,28 @@ def compare(folder: Path, millions: float, turns: int) -> list[dict[str, Any]]:
         for name, command in commands.items():
             shutil.rmtree(outs[name], ignore_errors=True)
             figures[name].append(measure(command, outs[name], folder / "log.txt"))
-            print(f"  {millions:.0f} M, turn {turn + 1}: {name}: {figures[name][-1]['wall']:.1f} s", file=sys.stderr)
+            print(
+                f"  {millions:.0f} M, turn {turn + 1}: {name}: {figures[name][-1]['wall']:.1f} s",
+                file=sys.stderr,
+            )
             if turn == 0 and name != next(iter(commands)):
                 check_same(outs[next(iter(commands))], outs[name])
             if name != next(iter(commands)) or turn:
                 shutil.rmtree(outs[name])
-    rows = [
-        {"millions": millions, "what": name} | {key: median(one[key] for one in runs) for key in runs[0]}
-        for name, runs in figures.items()
-    ]
-    return [
-        row | {f"{key}_ratio": row[key] / rows[0][key] for key in ("anonymous", "wall", "on_disk", "cpu")}
-        for row in rows
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, runs in figures.items():
+        row: dict[str, Any] = {"millions": millions, "what": name}
+        for key in runs[0]:
+            row[key] = median(one[key] for one in runs)
+        rows.append(row)
+    for row in rows:
+        for key in ("anonymous", "wall", "on_disk", "cpu"):
+            row[f"{key}_ratio"] = row[key] / rows[0][key]
+    return rows
 
 
 def report(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table; ratios are to zero_to_fp32.py."""
+    """Return a Markdown table with ratios to zero_to_fp32.py."""
     lines = [
         "| LLM | converter, checkpoint | RssAnon MB | ratio | VmHWM MB | wall s | ratio | on disk s | ratio | CPU s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -285,7 +368,7 @@ def report(rows: list[dict[str, Any]]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
+    """Run the command line."""
     options = parse_arguments(arguments)
     if options.make:
         make(options.make)
@@ -302,7 +385,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(report(rows))
     if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+        options.json.write_text(figures_json(rows), encoding="utf-8")
     return 0
 
 

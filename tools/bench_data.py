@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Time and measure the data path on this machine: how packs are planned, and how fast pictures are read.
+"""Time and measure the data path on this machine: how packs are planned, and how fast images are read.
 
-`plan` shows how full packs are and how even ranks, beside next-fit, first-fit and padding. `read` shows pictures a
+`plan` shows how full packs are and how even ranks, beside next-fit, first-fit and padding. `read` shows images a
 second from our shards beside WebDataset and LitData (optional; missing ones are listed with the pip line) and beside a
-Pillow pipeline, on the same pictures, cut at random from photographs. Neither needs a GPU or a model.
+Pillow pipeline, on the same images, cut at random from photographs. Neither needs a GPU or a model.
 
 examples:
   python tools/bench_data.py plan --json plan.json
   python tools/bench_data.py read --json read.json
-  PYTHONPATH=/tmp/bench python tools/bench_data.py read --photographs ~/Pictures --sizes 640x480 --repetitions 9
+  PYTHONPATH=/tmp/bench python tools/bench_data.py read --photographs ~/Images --sizes 640x480 --repetitions 9
 """
 
 from __future__ import annotations
@@ -19,25 +19,31 @@ import os
 import sys
 from types import ModuleType
 
-COMMANDS = {"plan": "fill and evenness of packs", "read": "pictures a second"}
+COMMANDS = {"plan": "fill and evenness of packs", "read": "images a second"}
 
 
 def command_module(name: str) -> ModuleType:
-    """The module behind a subcommand: `add_arguments(parser)` and `run(options)`."""
-    return importlib.import_module(f"pargo_ds.evaluation.{name}_benchmark")
+    """Return the module of a subcommand, which has `add_arguments(parser)` and `run(options)`."""
+    return importlib.import_module(f"pargo_ds.speed.{name}_benchmark")
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="{plan,read}")
     for name, what in COMMANDS.items():
-        command_module(name).add_arguments(subcommands.add_parser(name, help=what, description=what))
+        command_module(name).add_arguments(
+            subcommands.add_parser(name, help=what, description=what)
+        )
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; the subcommand's status, or 2 with one clear line."""
+    """Run the command line. Return the status of the subcommand, or 2 after one line that says what
+    is wrong.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     options = parse_arguments(arguments)
     try:

@@ -1,4 +1,6 @@
-"""Build MDS shards, the format that training reads (see pargo_ds/data/schema.py for what a sample holds)."""
+"""Build MDS shards, the format that training reads (pargo_ds/data/shards/schema.py describes a
+sample).
+"""
 
 from __future__ import annotations
 
@@ -13,26 +15,35 @@ from typing import Any
 from tqdm import tqdm
 
 from pargo_ds.config import DataSection, load_config
-from pargo_ds.data.build_plan import Plan
-from pargo_ds.data.delivery import Place, build, upload
-from pargo_ds.data.glyphs import STYLES, default_cache, prepare_style
-from pargo_ds.data.merge import REJECTS, Merged, merge
-from pargo_ds.data.scene_splits import SPLITS, ScenesPlan, scene_samples
-from pargo_ds.data.schema import Sample
-from pargo_ds.data.shards import COMPRESSIONS, whole_folder, write_shards
-from pargo_ds.data.sources import Finish
-from pargo_ds.data.sources.options import add_mixture, add_sources, fraction
+from pargo_ds.data.building.delivery import Place, build, upload
+from pargo_ds.data.building.merge import REJECTS, Merged, merge
+from pargo_ds.data.building.plan import Plan
+from pargo_ds.data.shards.mds import COMPRESSIONS, write_shards
+from pargo_ds.data.shards.schema import Sample
+from pargo_ds.data.sources import Finish, Source
+from pargo_ds.data.sources.options import (
+    add_building,
+    add_mixture,
+    add_sources,
+    fraction,
+    part_of_array,
+)
 from pargo_ds.data.sources.recipes import read_recipe
+from pargo_ds.files.whole_folder import whole_folder
+from pargo_ds.scenes.glyphs import STYLES, default_cache, prepare_style
+from pargo_ds.scenes.questions import ASKING
+from pargo_ds.scenes.splits import SPLITS, ScenesPlan, scene_samples
 from pargo_ds.settings_file import format_yaml
 
 EXAMPLES = """\
 examples (each source explains itself: build_shards.py llava --help):
   LLaVA's conversations, 1 % held out:
-    python tools/build_shards.py llava data/llava llava_v1_5_mix665k.json --pictures playground/data --held-out 0.01
-  WebDataset tars, pictures made smaller, straight to an object store:
+    python tools/build_shards.py llava data/llava llava_v1_5_mix665k.json \\
+        --image-folder playground/data --validation 0.01
+  WebDataset tars, images made smaller, straight to an object store:
     python tools/build_shards.py webdataset s3://bucket/laion 'tars/*.tar' --longest-side 1024
   COCO captions:
-    python tools/build_shards.py coco data/coco captions_train2017.json --pictures train2017
+    python tools/build_shards.py coco data/coco captions_train2017.json --image-folder train2017
   a table of URLs:
     python tools/build_shards.py table data/cc3m cc3m.tsv --columns caption,url --image-column url --images-are url \\
         --caption-column caption --fetch
@@ -40,6 +51,8 @@ examples (each source explains itself: build_shards.py llava --help):
     python tools/build_shards.py scenes runs/demo/shards --concepts 24
   all data sets of InternVL's meta JSON or LLaVA-NeXT's YAML:
     python tools/build_shards.py mixture data/internvl meta.json
+  what tools/caption.py kept (docs/captioning.md):
+    python tools/build_shards.py captions data/captions runs/captions --validation 0.01
   on 16 machines (slurm/shards.sh does it), then once:
     python tools/build_shards.py llava OUT FILE ... --part 3/16
     python tools/build_shards.py merge OUT
@@ -55,13 +68,13 @@ examples:
     python tools/build_shards.py scenes runs/demo/data
 
   A tiny set to look at:
-    python tools/build_shards.py scenes /tmp/few --train 8 --held-out 4 --workers 1
+    python tools/build_shards.py scenes /tmp/few --train 8 --validation 4 --workers 1
 
   Learn from two artists, be tested on a third (fetches one Debian and one npm package, 26 MB):
     python tools/build_shards.py scenes data/scenes --styles openmoji,noto,fluent --hold-out-style noto
 
 what comes out:
-  OUT/train, OUT/held_out   folders of shards with an index.json each; give one of them to readers
+  OUT/train, OUT/validation   folders of shards with an index.json each; give one of them to readers
   OUT/split.json            seed, counts, styles and concepts of each split, sources and licences
 
 The same arguments give the same bytes, whatever the number of workers. OUT is whole or absent: it is written under a
@@ -72,43 +85,113 @@ FORM = argparse.RawDescriptionHelpFormatter
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the parsed command line; `options.run` is the function that does the work."""
-    parser = argparse.ArgumentParser("build_shards.py", description=__doc__, epilog=EXAMPLES, formatter_class=FORM)
+    parser = argparse.ArgumentParser(
+        "build_shards.py", description=__doc__, epilog=EXAMPLES, formatter_class=FORM
+    )
     commands = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
     add_sources(commands, run_source)
     add_mixture(commands, run_mixture)
+    _add_captions(commands)
     _add_scenes(commands)
     _add_merge(commands)
     _add_lengths(commands)
     return parser.parse_args(arguments)
 
 
+def _add_captions(commands: Any) -> None:
+    parser = commands.add_parser(
+        "captions",
+        help="what a run of tools/caption.py kept",
+        description="Build shards of the captions that a run has decided to keep, with their provenance.",
+        epilog="example:\n  python tools/build_shards.py captions data/captions runs/captions --validation 0.01",
+        formatter_class=FORM,
+    )
+    parser.add_argument("out", metavar="OUT", help="folder to make, or s3://bucket/folder")
+    parser.add_argument("captions_run", metavar="RUN", help="folder of tools/caption.py")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="(default: cores)"
+    )
+    parser.add_argument(
+        "--part",
+        type=part_of_array,
+        default=(0, 1),
+        metavar="i/n",
+        help="build part i of n; then: merge",
+    )
+    add_building(parser, max_rejects=1.0)  # what was dropped is a reject
+    parser.set_defaults(
+        run=run_source,
+        make=_captions,
+        source_name="",
+        license="",
+        longest_side=None,
+    )
+
+
+def _captions(options: argparse.Namespace) -> Source:
+    # Imported here, because it takes seconds and --help should not.
+    from pargo_ds.captioning.source import Captions
+
+    return Captions.of(options.captions_run)
+
+
 def _add_scenes(commands: Any) -> None:
     scenes = commands.add_parser(
         "scenes",
-        help="composed scenes of emoji pictures, with captions and questions whose truth is known",
+        help="composed scenes of emoji images, with captions and questions whose truth is known",
         description="Compose scenes: one large object and two to four small ones at named places.",
         epilog=SCENES,
         formatter_class=FORM,
     )
     scenes.set_defaults(run=build_scenes)
     scenes.add_argument("out", metavar="OUT", type=Path, help="folder to make")
-    scenes.add_argument("--seed", type=int, default=0, help="everything follows from it (default 0)")
-    scenes.add_argument("--train", type=int, default=1200, metavar="N", help="scenes to train on (default 1200)")
-    scenes.add_argument("--held-out", type=int, default=200, metavar="N", help="scenes to test on (default 200)")
-    scenes.add_argument("--size", type=int, default=256, help="width and height in pixels (default 256)")
     scenes.add_argument(
-        "--styles", default="openmoji", help=f"comma-separated, of {', '.join(STYLES)} (default openmoji)"
+        "--seed", type=int, default=0, help="everything follows from it (default 0)"
     )
     scenes.add_argument(
-        "--hold-out-style", choices=sorted(STYLES), help="draw this style in held_out only, and nothing else there"
+        "--train", type=int, default=1200, metavar="N", help="scenes to train on (default 1200)"
     )
     scenes.add_argument(
-        "--concepts", type=int, metavar="N", help="things that occur, about so many of all groups (default: all)"
+        "--validation", type=int, default=200, metavar="N", help="scenes to test on (default 200)"
     )
-    scenes.add_argument("--compression", choices=COMPRESSIONS, default="none", help="of the shards (default none)")
-    scenes.add_argument("--cache", type=Path, help=f"folder for fetched styles (default {default_cache()})")
     scenes.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes that draw (default: all cores)"
+        "--size", type=int, default=256, help="width and height in pixels (default 256)"
+    )
+    scenes.add_argument(
+        "--styles",
+        default="openmoji",
+        help=f"comma-separated, of {', '.join(STYLES)} (default openmoji)",
+    )
+    scenes.add_argument(
+        "--hold-out-style",
+        choices=sorted(STYLES),
+        help="draw this style in validation only, and nothing else there",
+    )
+    scenes.add_argument(
+        "--concepts",
+        type=int,
+        metavar="N",
+        help="approximate number of different things, from all groups (default: all)",
+    )
+    scenes.add_argument(
+        "--questions",
+        choices=sorted(ASKING),
+        default="mixed",
+        help="mixed: names, colours, places, counts, yes and no; names: of every thing, the small "
+        "ones too (default mixed)",
+    )
+    scenes.add_argument(
+        "--compression", choices=COMPRESSIONS, default="none", help="of the shards (default none)"
+    )
+    scenes.add_argument(
+        "--cache", type=Path, help=f"folder for fetched styles (default {default_cache()})"
+    )
+    scenes.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes that draw (default: all cores)",
     )
     scenes.add_argument("--force", action="store_true", help="replace OUT if it exists")
 
@@ -122,71 +205,101 @@ def _add_merge(commands: Any) -> None:
     parser.set_defaults(run=run_merge)
     parser.add_argument("out", metavar="OUT", help="as it was given to the parts")
     parser.add_argument("--work", metavar="DIR", help="as it was given to the parts")
-    parser.add_argument("--max-rejects", type=fraction, default=0.1, metavar="FRACTION", help="(default 0.1)")
+    parser.add_argument(
+        "--max-rejects", type=fraction, default=0.1, metavar="FRACTION", help="(default 0.1)"
+    )
 
 
 def _add_lengths(commands: Any) -> None:
     parser = commands.add_parser(
         "lengths", help="measure the samples of a run's data, once, and keep the lengths with the shards",
-        description="For each stream and the held-out data of a run file: tokens and picture sizes of every sample, "
+        description="For each stream and the held-out data of a run file: tokens and image sizes of every sample, "
         "with the run's tokenizer and template, into FOLDER/lengths. Training then starts without measuring.",
         epilog="example:\n  python tools/build_shards.py lengths ds_configs/pretrain.yaml", formatter_class=FORM,
     )  # fmt: skip
     parser.set_defaults(run=run_lengths)
     parser.add_argument("run_file", metavar="RUN.yaml")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="as in training"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="as in training",
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="(default: cores)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="(default: cores)"
+    )
 
 
 def run_source(options: argparse.Namespace) -> None:
-    """Build the shards of one source, or one part of them."""
-    finish = Finish(source=options.source_name, license=options.license, longest_side=options.longest_side)
-    plan = Plan(source=options.make(options), finish=finish, held_out=options.held_out, same_id=options.same_id,
+    """Build the shards of one source, or one part of the shards."""
+    finish = Finish(
+        source=options.source_name, license=options.license, longest_side=options.longest_side
+    )
+    plan = Plan(source=options.make(options), finish=finish, validation=options.validation, same_id=options.same_id,
                 compression=options.compression, shard_bytes=options.shard_bytes)  # fmt: skip
     place = Place.of(options.out, options.work)
     run = load_config(options.run_file) if options.run_file else None  # its faults before the work
-    merged = build(plan, place, workers=options.workers, part=options.part, max_rejects=options.max_rejects)
+    merged = build(
+        plan, place, workers=options.workers, part=options.part, max_rejects=options.max_rejects
+    )
     if merged is None:
         print(
             f"part {options.part[0]} of {options.part[1]} is built; when all are: build_shards.py merge {options.out}"
         )
         return
     if run is not None:
-        from pargo_ds.training.assembly import build_processor
+        from pargo_ds.assembly.processor import build_processor
 
         processor = build_processor(run)
         for name in merged.splits:
             address = f"{options.out}/{name}".rstrip("/")
-            own = [run.data.of_stream(stream) for stream in run.data.train if stream.path.rstrip("/") == address]
+            streams = [one for one in run.data.train if one.path.rstrip("/") == address]
+            own = [run.data.of_stream(stream) for stream in streams]
             folders = [(str(place.local / name), data) for data in own or [run.data]]
             _write_lengths(folders, processor, options.workers)
     _deliver(place, merged)
 
 
 def run_mixture(options: argparse.Namespace) -> None:
-    """Build every data set of some recipes into a folder of its own; print the streams for a run file."""
-    parts = [part for path in options.files for part in read_recipe(path, options.pictures)]
+    """Build each data set of the recipes into its own folder, and print the streams for a run
+    file.
+    """
+    parts = []
+    for path in options.files:
+        parts += read_recipe(path, options.image_folder)
     place = Place.of(options.out, options.work)
     builds = []
     for part in parts:
-        own = {"out": f"{options.out.rstrip('/')}/{part.name}", "files": [part.file], "pictures": part.pictures}
+        own = {
+            "out": f"{options.out.rstrip('/')}/{part.name}",
+            "files": [part.file],
+            "image_folder": part.image_folder,
+        }
         if place.remote is not None:
             own["work"] = str(place.local / part.name)
         build_options = argparse.Namespace(**{**vars(options), **own})
-        build_options.make(build_options)  # faults of the last one are told before the first is built
+        build_options.make(
+            build_options
+        )  # faults of the last one are told before the first is built
         builds.append(build_options)
     names = [build_options.out for build_options in builds]
     if len(set(names)) < len(names):
-        raise ValueError(f"two recipes name the same data set: {', '.join(sorted(names))}; build them into two folders")
+        raise ValueError(
+            f"two recipes name the same data set: {', '.join(sorted(names))}; build them into two folders"
+        )
     for build_options in builds:
         print(f"{build_options.out}:")
         run_source(build_options)
     streams = []
     for build_options, part in zip(builds, parts, strict=True):
-        folder = build_options.out + ("/train" if options.held_out is not None else "")
-        streams.append({"path": folder, "text": "turns", **({} if part.repeat == 1 else {"repeat": part.repeat})})
+        stream = {"path": build_options.out, "text": "turns"}
+        if options.validation is not None:
+            stream["path"] += "/train"
+        if part.repeat != 1:
+            stream["repeat"] = part.repeat
+        streams.append(stream)
     print(format_yaml({"data": {"train": streams}}), end="")
 
 
@@ -200,8 +313,11 @@ def _deliver(place: Place, merged: Merged) -> None:
     if place.remote is not None:
         upload(place, merged)
     print(merged.table())
-    where = ", ".join(f"{place.remote or place.local}/{name}: {n:,}" for name, n in sorted(merged.splits.items()))
-    left_out = f"; inputs left out: {place.local / REJECTS}" if merged.left_out else ""
+    folder, splits = place.remote or place.local, sorted(merged.splits.items())
+    where = ", ".join(f"{folder}/{name}: {number:,}" for name, number in splits)
+    left_out = ""
+    if merged.left_out:
+        left_out = f"; inputs left out: {place.local / REJECTS}"
     print(f"{where.replace('/:', ':')} samples{left_out}")
     if place.remote is not None:
         print(f"{place.local} holds the same; delete it when you need it no more")
@@ -209,48 +325,58 @@ def _deliver(place: Place, merged: Merged) -> None:
 
 def run_lengths(options: argparse.Namespace) -> None:
     """Write the side-cars of all data of a run file."""
-    from pargo_ds.training.assembly import build_processor
+    from pargo_ds.assembly.processor import build_processor
 
     run = load_config(options.run_file, options.overrides)
     folders = [(stream.path, run.data.of_stream(stream)) for stream in run.data.train]
-    folders += [(run.data.held_out, run.data)] if run.data.held_out else []
+    if run.data.validation:
+        folders.append((run.data.validation, run.data))
     _write_lengths(folders, build_processor(run), options.workers)
 
 
 def _write_lengths(folders: list[tuple[str, DataSection]], processor: Any, workers: int) -> None:
-    from pargo_ds.data.lengths import write_side_car
-    from pargo_ds.data.stores import open_folder
+    from pargo_ds.data.packing.lengths import write_side_car
+    from pargo_ds.data.shards.folder import open_folder
 
     for path, data in folders:
-        side_car = write_side_car(open_folder(path, data.cache, "lengths"), data, processor, workers)
+        side_car = write_side_car(
+            open_folder(path, data.cache, "lengths"), data, processor, workers
+        )
         print(f"{path}: lengths in {side_car}")
 
 
 def build_scenes(options: argparse.Namespace) -> None:
-    """Write both splits and split.json into `options.out`; raises ValueError for anything the user can put right."""
+    """Write both splits and split.json into `options.out`. Raises ValueError for faults that the
+    user can correct.
+    """
     plan = ScenesPlan(
         seed=options.seed,
         train=options.train,
-        held_out=options.held_out,
+        validation=options.validation,
         size=options.size,
         styles=tuple(style.strip() for style in options.styles.split(",") if style.strip()),
         hold_out_style=options.hold_out_style,
         concepts=options.concepts,
+        questions=options.questions,
         cache=options.cache,
     )
     for style in plan.styles:
-        prepare_style(style, plan.cache)  # fail for want of pictures now, not after the first split
+        prepare_style(
+            style, plan.cache
+        )  # missing images are an error now, not after the first split
     with whole_folder(options.out, force=options.force) as unfinished:
         for split in SPLITS:
             samples = scene_samples(plan, split, workers=options.workers)
             shown = _with_progress(samples, getattr(plan, split), split)
             write_shards(shown, unfinished / split, compression=options.compression)
         description = plan.description()
-        (unfinished / "split.json").write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
+        (unfinished / "split.json").write_text(
+            json.dumps(description, indent=1, sort_keys=True) + "\n"
+        )
     print(
         f"{options.out}: {plan.train} scenes to train on ({', '.join(description['styles']['train'])}), "
-        f"{plan.held_out} held out ({', '.join(description['styles']['held_out'])}); "
-        f"{len(description['held_out_concepts'])} of {len(description['concepts']['held_out'])} concepts held out"
+        f"{plan.validation} held out ({', '.join(description['styles']['validation'])}); "
+        f"{len(description['held_out_concepts'])} of {len(description['concepts']['validation'])} concepts held out"
     )
 
 
@@ -267,7 +393,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"build_shards.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("build_shards.py: stopped; what is finished is kept, the same command goes on", file=sys.stderr)
+        print(
+            "build_shards.py: stopped; what is finished is kept, the same command goes on",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compare this interpreter's packages with setup.py, without network; used by `make ... SYSTEM=1`.
 
-Exit status 1 and one line for each package that is missing or too old. Packages of the extra `demo` that only
-the demo needs are reported as warnings, so that the tests can run on a machine to which only wheels were
-carried.
+Exit status 1 and one line for each package that is missing or too old. Packages of the extra `demo`
+that only the demo needs are reported as warnings, so that the tests can run on a machine to which
+only wheels were carried.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ NEEDED_FOR_TESTS = ("pytest", "hypothesis", "pytest-timeout", "ruff", "matplotli
 
 
 def read_lists(setup: Path) -> dict[str, list[str]]:
-    """The literals INSTALL_REQUIRES and EXTRAS_REQUIRE of setup.py as {"install": [...], extra: [...]}."""
+    """Return the literals INSTALL_REQUIRES and EXTRAS_REQUIRE of setup.py as {"install": [...],
+    extra: [...]}.
+    """
     found: dict[str, object] = {}
     for node in ast.parse(setup.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -28,7 +30,7 @@ def read_lists(setup: Path) -> dict[str, list[str]]:
 
 
 def complaint(requirement: str) -> str | None:
-    """What is wrong with one requirement in this interpreter, or None."""
+    """Describe what is wrong with one requirement in this interpreter; None if nothing is."""
     from packaging.requirements import Requirement
 
     wanted = Requirement(requirement)
@@ -42,8 +44,10 @@ def complaint(requirement: str) -> str | None:
 
 
 def main() -> int:
-    """Print what is missing; 1 when something that the tests need is."""
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    """Print what is missing. Return 1 if the tests need some of it, else 0."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     print(f"using {sys.executable} (Python {sys.version.split()[0]}) as it is")
     try:
         import packaging.requirements  # noqa: F401
@@ -59,7 +63,9 @@ def main() -> int:
     for text in errors:
         print(f"error: {text}")
     if errors:
-        print("install them into this interpreter, or leave out SYSTEM=1 to have a virtual environment made")
+        print(
+            "install them into this interpreter, or leave out SYSTEM=1 to have a virtual environment made"
+        )
     return 1 if errors else 0
 
 

@@ -22,15 +22,28 @@ GPU_BYTES = 1 << 30
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="GPUs that must be there (default 0)")
-    parser.add_argument("--scratch", type=Path, metavar="FOLDER", help="folder on the node's own disk")
-    parser.add_argument("--free-gb", type=float, default=0.0, metavar="GB", help="room that it must have (default 0)")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="GPUs that must be there (default 0)"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, metavar="FOLDER", help="folder on the node's own disk"
+    )
+    parser.add_argument(
+        "--free-gb",
+        type=float,
+        default=0.0,
+        metavar="GB",
+        help="room that it must have (default 0)",
+    )
     return parser.parse_args()
 
 
 def gpu_faults(wanted: int) -> Iterator[str]:
-    """What is wrong with the GPUs: each must take memory, compute, and give the right sum."""
+    """Yield the faults of the GPUs. Each of them must give memory and compute the right sum."""
     import torch
 
     found = torch.cuda.device_count()
@@ -49,7 +62,7 @@ def gpu_faults(wanted: int) -> Iterator[str]:
 
 
 def scratch_faults(folder: Path, free_gb: float) -> Iterator[str]:
-    """What is wrong with the scratch folder."""
+    """Yield the faults of the scratch folder."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 20))
@@ -62,8 +75,11 @@ def scratch_faults(folder: Path, free_gb: float) -> Iterator[str]:
 
 
 def main() -> int:
+    """Print the faults of this node. Return 1 if there are some, else 0."""
     options = parse_arguments()
-    faults = list(gpu_faults(options.gpus)) if options.gpus else []
+    faults: list[str] = []
+    if options.gpus:
+        faults += gpu_faults(options.gpus)
     if options.scratch is not None:
         faults += scratch_faults(options.scratch, options.free_gb)
     # Slurm's own name of the node, which its lists use.

@@ -37,7 +37,7 @@ export_model() { # NAME [OPTIONS]
 say "pretrained parts: SmolLM2-135M-Instruct and EfficientNet-Lite0"
 "$python" tools/prepare_demo_parts.py runs/parts
 
-say "pictures, captions and questions: composed scenes of OpenMoji pictures"
+say "images, captions and questions: composed scenes of OpenMoji images"
 [ -f runs/demo/shards/split.json ] || "$python" tools/build_shards.py scenes runs/demo/shards --concepts 24
 
 say "stage 1: captions, projector only, ZeRO-3, $processes processes"
@@ -49,10 +49,11 @@ train ds_configs/demo_finetune.yaml demo_finetune
 export_model demo_finetune --merge-lora
 
 say "a new process loads the export, answers questions about held-out scenes and writes the report"
-"$python" tools/demo_report.py runs/demo_finetune/export runs/demo/shards runs/demo \
+# The only process now, so it takes as many threads as there were processes (76 s instead of 119 s on two cores).
+OMP_NUM_THREADS=$processes "$python" tools/demo_report.py runs/demo_finetune/export runs/demo/shards runs/demo \
     --metrics runs/demo_pretrain/metrics.jsonl runs/demo_finetune/metrics.jsonl --caption-model runs/demo_pretrain/export
 
 say "done. Open runs/demo/report.html, or ask something yourself:"
-picture=runs/demo/scene.png
-echo "  $python tools/answer.py runs/demo_finetune/export $picture 'What is the large object?'"
+image=runs/demo/scene.png
+echo "  $python tools/answer.py runs/demo_finetune/export $image 'What is the large object?'"
 echo "To train again: rm -r runs/demo runs/demo_pretrain runs/demo_finetune"

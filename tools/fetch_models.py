@@ -16,19 +16,26 @@ from pathlib import Path
 
 
 def fetch_hub(name: str, revision: str | None) -> str:
-    """Snapshot of a hub repository without formats that are never read; returns the commit."""
+    """Download a hub repository without formats that are never read. Return the commit."""
     from huggingface_hub import snapshot_download
 
     folder = snapshot_download(
-        name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        name,
+        revision=revision,
+        allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
     )
     return Path(folder).name
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fetch the models of a run file into the cache. Return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_file")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="override one setting")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="A.B=C", help="override one setting"
+    )
     options = parser.parse_args()
     from pargo_ds.config import load_config
 
@@ -49,7 +56,9 @@ def main() -> int:
             timm.create_model(run.vision.name, pretrained=True, num_classes=0)
             print(f"vision {run.vision.name}: fetched by timm {timm.__version__}")
         else:
-            print(f"vision {run.vision.name}: revision {fetch_hub(run.vision.name, run.vision.revision)}")
+            print(
+                f"vision {run.vision.name}: revision {fetch_hub(run.vision.name, run.vision.revision)}"
+            )
     except (ValueError, OSError) as error:
         print(f"fetch_models: error: {error}", file=sys.stderr)
         return 2

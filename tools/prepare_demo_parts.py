@@ -32,7 +32,8 @@ from typing import Any
 LAYOUT_VERSION = 1  # raise it when the files written change, so that old parts are written anew
 EOS = "<|im_end|>"
 UNKNOWN = "<|endoftext|>"
-# Ids of the published tokenizer; a wrong BOS, merge table or special token changes one of these lists.
+# Ids of the published tokenizer; a wrong BOS, merge table or special token changes one of these
+# lists.
 KNOWN_IDS = {
     "Hello world": [19556, 905],
     " 12<|im_end|>": [216, 33, 34, 2],
@@ -57,13 +58,16 @@ LLAMA_FIELDS = (
 
 
 def package_file(package: str, pattern: str) -> Path:
-    """Return the one file of an installed package that matches `pattern`, without importing the package.
+    """Return the one file of an installed package that matches `pattern`, without importing the
+    package.
 
     Raises FileNotFoundError naming the command that installs it.
     """
+    found: list[Path] = []
     spec = importlib.util.find_spec(package)
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    found = [path for folder in folders for path in sorted(folder.glob(pattern))]
+    if spec is not None:
+        for folder in spec.submodule_search_locations or []:
+            found += sorted(Path(folder).glob(pattern))
     if len(found) != 1:
         raise FileNotFoundError(
             f"expected one file {pattern} in the installed package {package}, found {len(found)}; "
@@ -73,7 +77,7 @@ def package_file(package: str, pattern: str) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
+    """Return the hex digest of a file, read in blocks."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -82,9 +86,11 @@ def sha256(path: Path) -> str:
 
 
 def write_folder(target: Path, source: Path, fill: Callable[[Path, Path], None]) -> bool:
-    """Fill `target` from `source` unless it was filled from the same bytes before; True when it was written.
+    """Fill `target` from `source` unless it was filled from the same bytes before; True when it was
+    written.
 
-    `fill(source, folder)` works in a folder beside the target, which replaces it only when complete.
+    `fill(source, folder)` works in a folder beside the target, which replaces it only when
+    complete.
     """
     origin = {"layout": LAYOUT_VERSION, "file": source.name, "sha256": sha256(source)}
     stamp = target / "source.json"
@@ -110,7 +116,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def fill_llm(gguf: Path, folder: Path) -> None:
-    """Write SmolLM2 from its GGUF file as a Hugging Face folder (config, weights, tokenizer) and try it."""
+    """Write SmolLM2 from its GGUF file as a Hugging Face folder (config, weights, tokenizer) and
+    try it.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
@@ -118,22 +126,25 @@ def fill_llm(gguf: Path, folder: Path) -> None:
 
     logging.set_verbosity_error()  # 4.57 warns of a "legacy" tokenizer, which is rebuilt here anyway
     write_tokenizer(gguf, folder)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16
+    )
     write_json(folder / "config.json", llama_config(model.config))
-    write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2})
+    write_json(
+        folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    )
     # lm_head shares the embedding's memory (tied) and is left out, as save_pretrained would.
-    weights = {
-        name: tensor.to(torch.bfloat16).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name != "lm_head.weight":
+            weights[name] = tensor.to(torch.bfloat16).contiguous()
     del model
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     check_llm(folder)
 
 
 def llama_config(config: Any) -> dict[str, Any]:
-    """The published config of SmolLM2 from the one read out of the GGUF file.
+    """Return the published config of SmolLM2 from the one read out of the GGUF file.
 
     `rope_theta` is written at the top level, where 4.57 needs it and 5.x still accepts it.
     """
@@ -156,9 +167,9 @@ def llama_config(config: Any) -> dict[str, Any]:
 def write_tokenizer(gguf: Path, folder: Path) -> None:
     """Write the tokenizer: the GGUF's vocabulary and merges with the published special tokens.
 
-    Reading a GGUF tokenizer gives eos `<|im_start|>`, no pad token and, on 4.57, a BOS before every text,
-    none of which the published tokenizer has. Pre-tokenizer and decoder are those published: single digits,
-    then bytes.
+    Reading a GGUF tokenizer gives eos `<|im_start|>`, no pad token and, on 4.57, a BOS before every
+    text, none of which the published tokenizer has. Pre-tokenizer and decoder are those published:
+    single digits, then bytes.
     """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from transformers import AutoTokenizer
@@ -166,7 +177,10 @@ def write_tokenizer(gguf: Path, folder: Path) -> None:
     read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     backend = Tokenizer(read.backend_tokenizer.model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     specials = [token for _, token in sorted(read.added_tokens_decoder.items())]
@@ -191,17 +205,22 @@ def write_tokenizer(gguf: Path, folder: Path) -> None:
 
 
 def check_llm(folder: Path) -> None:
-    """Load the written folder as a user would; RuntimeError when its ids or its answer are not the known
-    ones."""
+    """Load the written folder as a user would; RuntimeError when its ids or its answer are not the
+    known ones.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for text, ids in KNOWN_IDS.items():
         if tokenizer(text).input_ids != ids:
-            raise RuntimeError(f"tokenizer in {folder}: {text!r} gives {tokenizer(text).input_ids}, expected {ids}")
+            raise RuntimeError(
+                f"tokenizer in {folder}: {text!r} gives {tokenizer(text).input_ids}, expected {ids}"
+            )
     if (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token) != (EOS, EOS, None):
-        raise RuntimeError(f"tokenizer in {folder}: eos {tokenizer.eos_token}, pad {tokenizer.pad_token}")
+        raise RuntimeError(
+            f"tokenizer in {folder}: eos {tokenizer.eos_token}, pad {tokenizer.pad_token}"
+        )
     question = [{"role": "user", "content": "What is the capital of France?"}]
     text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(text, return_tensors="pt")
@@ -209,27 +228,35 @@ def check_llm(folder: Path) -> None:
     output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
     answer = tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
     if answer.strip() != "The capital of France is Paris.":
-        raise RuntimeError(f"the LLM in {folder} answers {answer!r}; expected 'The capital of France is Paris.'")
+        raise RuntimeError(
+            f"the LLM in {folder} answers {answer!r}; expected 'The capital of France is Paris.'"
+        )
 
 
 def fill_vision(checkpoint: Path, folder: Path) -> None:
     """Write the encoder's weights under timm's names, position by position, without the classifier.
 
-    The package's file holds the same tensors in the same order as timm's `tf_efficientnet_lite0`; a count or
-    shape that differs raises ValueError naming the first such pair.
+    The package's file holds the same tensors in the same order as timm's `tf_efficientnet_lite0`; a
+    count or shape that differs raises ValueError naming the first such pair.
     """
     import timm
     import torch
     from safetensors.torch import save_file
 
     source = list(torch.load(checkpoint, map_location="cpu", weights_only=True).items())
-    expected = list(timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict().items())
+    expected = list(
+        timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict().items()
+    )
     if len(source) != len(expected):
-        raise ValueError(f"{checkpoint.name} holds {len(source)} tensors; tf_efficientnet_lite0 has {len(expected)}")
+        raise ValueError(
+            f"{checkpoint.name} holds {len(source)} tensors; tf_efficientnet_lite0 has {len(expected)}"
+        )
     weights = {}
     for (old_name, tensor), (name, slot) in zip(source, expected, strict=True):
         if tensor.shape != slot.shape:
-            raise ValueError(f"{old_name} has shape {tuple(tensor.shape)}; {name} needs {tuple(slot.shape)}")
+            raise ValueError(
+                f"{old_name} has shape {tuple(tensor.shape)}; {name} needs {tuple(slot.shape)}"
+            )
         if not name.startswith("classifier."):
             weights[name] = tensor.contiguous()
     encoder = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
@@ -244,8 +271,10 @@ PARTS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the command line. Return the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="folder to write, for example runs/parts")
     options = parser.parse_args(arguments)
     for part, (package, pattern, fill) in PARTS.items():
@@ -257,7 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
-        print(f"{target}: {'written in %.0f s' % (time.monotonic() - started) if written else 'already there'}")
+        said = "already there"
+        if written:
+            said = f"written in {time.monotonic() - started:.0f} s"
+        print(f"{target}: {said}")
     return 0
 
 

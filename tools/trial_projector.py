@@ -15,39 +15,56 @@ examples:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 
+from pargo_ds.files.figures_json import figures_json
+
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Return the parsed command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("sweep", type=Path, metavar="SWEEP.yaml", help="what is compared")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the results")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="trials at a time (default: cores)")
-    parser.add_argument("--only", action="append", metavar="VARIANT", help="run this variant only (repeat for more)")
-    parser.add_argument("--report", action="store_true", help="run nothing; write table and curves of what is there")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="trials at a time (default: cores)"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="VARIANT", help="run this variant only (repeat for more)"
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; write table and curves of what is there"
+    )
     return parser.parse_args(arguments)
 
 
 def sweep_over(options: argparse.Namespace) -> int:
-    """Run what is missing and write the report; returns the number of trials that failed. Raises ValueError."""
+    """Run what is missing and write the report; returns the number of trials that failed. Raises
+    ValueError.
+    """
     from tqdm import tqdm
 
     from pargo_ds.learning.sweep import jobs, load_sweep, run_sweep
+    from pargo_ds.learning.trial import steps_of
 
     sweep = load_sweep(options.sweep)
     if unknown := set(options.only or ()) - set(sweep.variants):
-        raise ValueError(f"--only {', '.join(sorted(unknown))}: the sweep has {', '.join(sweep.variants)}")
+        raise ValueError(
+            f"--only {', '.join(sorted(unknown))}: the sweep has {', '.join(sweep.variants)}"
+        )
     found = jobs(sweep, options.out)
-    todo = [job for job in found if not job.out.exists() and job.variant in (options.only or sweep.variants)]
+    wanted = options.only or sweep.variants
+    todo = [job for job in found if not job.out.exists() and job.variant in wanted]
     faults: list[str] = []
     if not options.report:
-        steps = sum(job.run.train.steps + 1 for job in todo)
+        steps = sum(steps_of(job.run) + 1 for job in todo)
         with tqdm(total=steps, unit="step", desc=f"{len(todo)} of {len(found)} trials") as bar:
-            for done, failed in run_sweep(todo, every=sweep.every, until=sweep.until, workers=options.workers):
+            for done, failed in run_sweep(
+                todo, every=sweep.every, until=sweep.until, workers=options.workers
+            ):
                 bar.update(done - bar.n)
                 faults = failed
     for fault in faults:
@@ -72,14 +89,14 @@ def report(out: Path, found: list, gaps: list[float]) -> None:
     rows = rows_of(trials, gaps)
     text = table(rows, gaps)
     (out / "table.md").write_text(text + "\n", encoding="utf-8")
-    (out / "results.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (out / "results.json").write_text(figures_json(rows), encoding="utf-8")
     (out / "curves.png").write_bytes(to_png(curves(trials, out.name)))
     print(text)
     print(f"curves: {out / 'curves.png'}")
 
 
 def main() -> None:
-    """Entry point."""
+    """Run the command line; the exit status says what came of it."""
     options = parse_arguments()
     try:
         sys.exit(1 if sweep_over(options) else 0)

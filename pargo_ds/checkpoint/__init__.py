@@ -1,1 +1,1 @@
-"""Checkpoints: whole or absent, with a manifest that says what they hold."""
+"""Checkpoints, which are whole or absent, with a manifest that describes their contents."""

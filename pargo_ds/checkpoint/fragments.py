@@ -1,9 +1,11 @@
-"""Fragments: runs of a flattened tensor, written by whichever rank holds them and read back cut in any other way.
+"""Fragments: runs of flattened tensors. Each rank writes the fragments that it holds, and any other
+division into runs can be read back.
 
-A checkpoint's weights and optimizer states lie in `fragments/rank_NNNNN.safetensors`, one file per rank that wrote.
-A key `exp_avg/4096/projector.output.weight` holds the elements from 4096 on of that parameter's flattened exp_avg.
-So the files depend neither on the number of ranks nor on the ZeRO stage. safetensors and not torch's distributed
-checkpoint: its metadata is a pickle, and it cannot express the fragments of ZeRO 1 and 2.
+The weights and optimizer states of a checkpoint are in `fragments/rank_NNNNN.safetensors`, one file
+for each rank that wrote. The tensor with the key `exp_avg/4096/projector.output.weight` holds the
+elements from 4096 on of the flattened exp_avg of that parameter. So a checkpoint can be read with
+any number of ranks and any ZeRO stage. torch's distributed checkpoint is not used, because its
+metadata is a pickle.
 """
 
 from __future__ import annotations
@@ -16,17 +18,21 @@ from typing import Any
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
+from pargo_ds.errors import CheckpointError
 
 FOLDER = "fragments"
 WEIGHT = "fp32"
-"""Kind of the weights themselves; the other kinds are the optimizer's names (exp_avg, exp_avg_sq)."""
+"""The kind of the weights themselves. The other kinds are the names of the optimizer's states, such
+as exp_avg.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """Elements `start` ... `start + numel` of one flattened parameter, in all kinds (1-D tensors of equal length)."""
+    """A run of `numel` elements of one flattened parameter, from element `start` on. `kinds` holds
+    a 1-D tensor of this length for the weight and for each state of the optimizer.
+    """
 
     name: str
     start: int
@@ -38,13 +44,17 @@ class Fragment:
 
 
 def fragment_file(rank: int) -> str:
-    """Name of a rank's file within a checkpoint."""
+    """Return the name of a rank's file in a checkpoint."""
     return f"{FOLDER}/rank_{rank:05d}.safetensors"
 
 
 def as_tensors(fragments: list[Fragment]) -> dict[str, torch.Tensor]:
-    """The tensors of a rank's file by their keys."""
-    return {f"{kind}/{f.start}/{f.name}": tensor for f in fragments for kind, tensor in f.kinds.items()}
+    """Return the tensors of a rank's file by their keys."""
+    tensors = {}
+    for fragment in fragments:
+        for kind, tensor in fragment.kinds.items():
+            tensors[f"{kind}/{fragment.start}/{fragment.name}"] = tensor
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -57,15 +67,16 @@ class _Piece:
 
 @dataclass
 class FragmentFiles:
-    """All fragments of a checkpoint folder, read by memory map and only where asked for.
+    """All fragments of a checkpoint folder. The files are mapped into memory, and only requested
+    parts are read.
 
     Args:
         folder: the checkpoint.
-        shapes: every parameter's whole shape (from the manifest).
+        shapes: the whole shape of each parameter, from the manifest.
 
     Raises:
-        CheckpointError: a file cannot be read, a key is malformed, or fragments of a parameter leave a gap, overlap or
-            reach beyond its end.
+        CheckpointError: a file cannot be read, a key is malformed, or fragments of a parameter
+            leave a gap, overlap or reach beyond its end.
     """
 
     folder: Path
@@ -76,7 +87,9 @@ class FragmentFiles:
     def __post_init__(self) -> None:
         files = sorted((self.folder / FOLDER).glob("rank_*.safetensors"))
         if not files:
-            raise CheckpointError(f"{self.folder}: no files in {FOLDER}/; the checkpoint is not whole")
+            raise CheckpointError(
+                f"{self.folder}: no files in {FOLDER}/; the checkpoint is not whole"
+            )
         for path in files:
             handle = self._handle(path)
             for key in handle.keys():  # noqa: SIM118 (safe_open is no dict)
@@ -89,12 +102,18 @@ class FragmentFiles:
 
     def _check_cover(self, kind: str, name: str, pieces: list[_Piece]) -> None:
         if name not in self.shapes:
-            raise CheckpointError(f"{pieces[0].file}: holds {name}, which the manifest does not name")
+            raise CheckpointError(
+                f"{pieces[0].file}: holds {name}, which the manifest does not name"
+            )
         end = 0
         for piece in pieces:
             if piece.start != end:
-                what = "overlaps what comes before it" if piece.start < end else f"leaves a gap from {end} on"
-                raise CheckpointError(f"{piece.file}: {kind} of {name} from element {piece.start} {what}")
+                what = f"leaves a gap from {end} on"
+                if piece.start < end:
+                    what = "overlaps what comes before it"
+                raise CheckpointError(
+                    f"{piece.file}: {kind} of {name} from element {piece.start} {what}"
+                )
             end += piece.numel
         if end != prod(self.shapes[name]):
             raise CheckpointError(
@@ -108,23 +127,24 @@ class FragmentFiles:
         return self._open[path]
 
     def kinds(self, name: str) -> list[str]:
-        """Kinds that are there for one parameter."""
+        """Return the kinds that the files hold of one parameter."""
         return [kind for kind, there in self._pieces if there == name]
 
     def names(self) -> list[str]:
-        """Parameters that are there, in alphabetic order."""
+        """Return the parameters that the files hold, in alphabetic order."""
         return sorted({name for _, name in self._pieces})
 
     def read(self, kind: str, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
-        """Elements `start` ... `stop` (default: all) of a flattened tensor, 1-D.
+        """Return the elements `start` ... `stop` (default: all) of a flattened tensor, 1-D.
 
-        Raises CheckpointError when that kind of the parameter is not there.
+        Raises CheckpointError when the files do not hold this kind of the parameter.
         """
         if (kind, name) not in self._pieces:
             raise CheckpointError(
                 f"{self.folder}: {kind} of {name} is missing (found: {self.kinds(name) or 'nothing'})"
             )
-        stop = prod(self.shapes[name]) if stop is None else stop
+        if stop is None:
+            stop = prod(self.shapes[name])
         parts = []
         for piece in self._pieces[kind, name]:
             first, last = max(start, piece.start), min(stop, piece.start + piece.numel)
@@ -133,14 +153,16 @@ class FragmentFiles:
                 parts.append(values[first - piece.start : last - piece.start])
         if not parts:
             return torch.zeros(0)
-        return torch.cat(parts) if len(parts) != 1 else parts[0]
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)
 
     def whole(self, kind: str, name: str) -> torch.Tensor:
-        """The whole tensor in its shape."""
+        """Return the whole tensor in its shape."""
         return self.read(kind, name).view(self.shapes[name])
 
     def pieces(self, kind: str, name: str, size: int) -> Iterator[torch.Tensor]:
-        """The elements of a flattened tensor in order, `size` at a time."""
+        """Yield the elements of a flattened tensor in order, `size` at a time."""
         numel = prod(self.shapes[name])
         for start in range(0, numel, size):
             yield self.read(kind, name, start, min(start + size, numel))

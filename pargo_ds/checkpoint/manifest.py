@@ -1,7 +1,8 @@
-"""The manifest of a checkpoint: what it holds, and hashes that prove it whole.
+"""The manifest of a checkpoint: its contents, and hashes that prove that it is whole.
 
-A checkpoint folder is written aside and renamed, so `step_NNNNNNNN` either has a manifest or does not exist; the file
-`latest` beside the folders names the newest one and moves last.
+A checkpoint folder is written under a temporary name and renamed, so a folder `step_NNNNNNNN`
+always has a manifest. The file `latest` beside the folders names the newest one and is updated
+last.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ from typing import Any
 
 import xxhash
 
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""1: DeepSpeed's own files, for the number of ranks and the ZeRO stage that wrote them. 2: fragments."""
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.whole_file import write_whole
+
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 LATEST = "latest"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; says which file or setting is at fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,33 +31,35 @@ class Manifest:
     format_version: int
     step: int
     world_size: int
-    """Ranks that wrote it; it resumes on any number."""
+    """Number of ranks that wrote the checkpoint; any number of ranks can resume from it."""
     zero_stage: int
     model_fingerprint: str
-    """Of the model's configuration and of what trains; a checkpoint of another model is refused."""
+    """Hash of the model's configuration and of the set of trained weights; a run refuses a
+    checkpoint of another model.
+    """
     data_state: dict[str, Any]
-    """Position of the data plan after this step."""
+    """Position in the data plan after this step."""
     config: dict[str, Any]
     """The resolved run file."""
+    model_config: dict[str, Any]
+    """The configuration of the whole model, as in a config.json."""
     frozen_sources: dict[str, Any]
-    """Where weights that are not in the checkpoint come from."""
+    """The sources of the weights that are not in the checkpoint."""
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
-    """Relative name -> {"bytes", "xxh3"}."""
-    parameters: dict[str, list[int]] = field(default_factory=dict)
-    """Trained parameters and their whole shapes."""
-    optimizer_step: int = 0
-    """Steps that the optimizer has counted."""
-    frozen: dict[str, str] = field(default_factory=dict)
+    """Size and hash of each file by its name in the checkpoint: {"bytes": ..., "xxh3": ...}."""
+    parameters: dict[str, list[int]]
+    """Names of the trained parameters, with their whole shapes."""
+    optimizer_step: int
+    """Number of steps that the optimizer has counted."""
+    frozen: dict[str, str]
     """Hashes of the weights that are not in the checkpoint, see frozen.py."""
-    frozen_shapes: dict[str, list[int]] = field(default_factory=dict)
-    """Their whole shapes; checkpoints from before this was noted lack them."""
     totals: dict[str, float] = field(default_factory=dict)
-    """What the meters have added up since the run began."""
+    """Sums of the meters since the run began."""
     wandb_run: str | None = None
 
     def write(self, folder: Path) -> None:
-        """Write manifest.json, down to the disk."""
+        """Write manifest.json and flush it to the disk."""
         body = asdict(self)
         with open(folder / MANIFEST, "w") as file:
             json.dump(body | {"hash": hash_of(body)}, file, indent=1)
@@ -68,12 +68,12 @@ class Manifest:
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:
-    """Folder of the checkpoint after `step` optimizer steps."""
+    """Return the folder of the checkpoint after `step` optimizer steps."""
     return checkpoints / f"step_{step:08d}"
 
 
 def hash_file(path: Path) -> str:
-    """xxh3-128 of a file, read in pieces of 1 MiB."""
+    """Return the xxh3-128 hash of a file, which is read in pieces of 1 MiB."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
@@ -82,14 +82,15 @@ def hash_file(path: Path) -> str:
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and hash of one file, as they stand in a manifest."""
+    """Return the size and the hash of one file in the form of a manifest."""
     return {"bytes": path.stat().st_size, "xxh3": hash_file(path)}
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a checkpoint's manifest; its files are not looked at.
+    """Read the manifest of a checkpoint; the other files are not read.
 
-    Raises CheckpointError when it is missing, damaged, or of a format that this release does not read.
+    Raises CheckpointError when it is missing, damaged, or has a format version that this release
+    does not read.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -97,53 +98,69 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text())
         version = raw["format_version"]
-        if version not in READABLE_VERSIONS:
+        if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path}: format version {version}, this release reads up to {READABLE_VERSIONS[-1]}; update pargo_ds"
+                f"{path}: format version {version}, this release reads {FORMAT_VERSION}"
             )
         written = raw.pop("hash", None)
         manifest = Manifest(**raw)
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    if version > 1 and written != hash_of(raw):
+    if written != hash_of(raw):
         raise CheckpointError(f"{path} was altered (its own hash does not fit what it says)")
     return manifest
 
 
 def hash_of(body: dict[str, Any]) -> str:
-    """Of a manifest without its own hash."""
+    """Return the hash of a manifest; `body` does not contain the hash itself."""
     return xxhash.xxh3_128(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
 def verify_files(folder: Path, manifest: Manifest, share: int = 0, shares: int = 1) -> None:
-    """Compare sizes and hashes of every `shares`-th file with the manifest, so that ranks can divide the work.
+    """Compare sizes and hashes of every `shares`-th file with the manifest, so that ranks can
+    divide the work.
 
     Raises CheckpointError naming the first missing, truncated or altered file.
     """
-    compare_files(folder, {name: manifest.files[name] for name in sorted(manifest.files)[share::shares]})
+    compare_files(
+        folder, {name: manifest.files[name] for name in sorted(manifest.files)[share::shares]}
+    )
 
 
 def compare_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    """Compare files with what describe_file said of them, by their names in `folder`. Raises CheckpointError."""
+    """Compare the named files in `folder` with their sizes and hashes from describe_file.
+
+    Raises CheckpointError.
+    """
     for name, facts in sorted(files.items()):
         file = (folder / name).resolve()
         if not file.is_relative_to(folder.resolve()):
-            raise CheckpointError(f"{folder}: the manifest's file name {name!r} leaves the checkpoint's folder")
+            raise CheckpointError(
+                f"{folder}: the manifest's file name {name!r} leaves the checkpoint's folder"
+            )
         if not file.is_file():
             raise CheckpointError(f"{folder}: {name} is missing")
         if file.stat().st_size != facts["bytes"]:
-            raise CheckpointError(f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}")
+            raise CheckpointError(
+                f"{folder}: {name} has {file.stat().st_size} bytes, expected {facts['bytes']}"
+            )
         if hash_file(file) != facts["xxh3"]:
-            raise CheckpointError(f"{folder}: {name} was altered (its hash differs from the manifest)")
+            raise CheckpointError(
+                f"{folder}: {name} was altered (its hash differs from the manifest)"
+            )
 
 
 def steps_in(checkpoints: Path) -> list[Path]:
-    """Folders of all checkpoints, oldest first."""
-    return sorted(path for path in checkpoints.glob("step_*") if path.is_dir() and path.name[5:].isdigit())
+    """Return the folders of all checkpoints, the oldest first."""
+    numbered = [path for path in checkpoints.glob("step_*") if path.name[5:].isdigit()]
+    return sorted(path for path in numbered if path.is_dir())
 
 
 def newest(checkpoints: Path) -> Path | None:
-    """Folder that `latest` names, or None when there is no checkpoint."""
+    """Return the folder that `latest` names, or None if there is no file `latest`.
+
+    Raises CheckpointError when `latest` names no checkpoint.
+    """
     pointer = checkpoints / LATEST
     if not pointer.is_file():
         return None
@@ -157,28 +174,34 @@ def newest(checkpoints: Path) -> Path | None:
 
 
 def _named_by(checkpoints: Path) -> Path | None:
-    """The checkpoint that `latest` names; None when it names none that is there (it may be damaged like any file)."""
+    """Return the checkpoint that `latest` names, or None if that checkpoint does not exist
+    (`latest` may be damaged like any file).
+    """
     word = (checkpoints / LATEST).read_bytes().decode(errors="replace").strip()
     return next((folder for folder in steps_in(checkpoints) if folder.name == word), None)
 
 
 def point_latest(checkpoints: Path, folder: Path) -> None:
-    """Move `latest` to `folder` in one rename."""
-    aside = checkpoints / (LATEST + ".aside")
-    aside.write_text(folder.name + "\n")
-    aside.replace(checkpoints / LATEST)
+    """Let `latest` name `folder`; the file is replaced in one rename."""
+    write_whole(checkpoints / LATEST, folder.name + "\n")
 
 
 def candidates(checkpoints: Path) -> tuple[list[Path], str]:
-    """Checkpoints to resume from, best first: the one that `latest` names, then those of earlier steps; and a sentence
-    where `latest` does not name the newest one ("" where it does).
+    """Return the checkpoints from which a run may resume, the best first: the checkpoint that
+    `latest` names, then those of earlier steps. The second value is a sentence for the log if
+    `latest` does not name the newest checkpoint, else "".
 
-    Later ones than `latest` belong to a run that somebody took back, or were cut off just before `latest` moved.
+    A checkpoint with a later step than that of `latest` belongs to a run that was set back, or its
+    save was cut off just before `latest` was updated.
     """
     folders, pointer = steps_in(checkpoints)[::-1], checkpoints / LATEST
-    named = _named_by(checkpoints) if pointer.is_file() else None
+    if not folders or not pointer.is_file():
+        return folders, ""
+    named = _named_by(checkpoints)
     if named is None:
-        said = f"{pointer} names no checkpoint that is there; the newest one is taken" if pointer.is_file() else ""
-        return folders, said if folders else ""
+        return folders, f"{pointer} names no checkpoint that is there; the newest one is taken"
     later = [folder.name for folder in folders[: folders.index(named)]]
-    return folders[len(later) :], f"{pointer} names {named.name}; later ones ({', '.join(later)}) stay" if later else ""
+    said = ""
+    if later:
+        said = f"{pointer} names {named.name}; later ones ({', '.join(later)}) stay"
+    return folders[len(later) :], said

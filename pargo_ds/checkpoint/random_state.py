@@ -1,4 +1,6 @@
-"""Random state of a rank as tensors, so that dropout goes on as if the run had never stopped."""
+"""The random state of a rank as tensors, so that dropout continues as if the run had never
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,10 @@ import torch
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """State of torch (CPU and this rank's GPU) and numpy."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    """Return the random state of torch (CPU and this rank's GPU) and numpy."""
+    numpy = np.random.get_state()
+    assert isinstance(numpy, tuple)  # a dict only if asked for
+    _, keys, position, has_gauss, gauss = numpy
     state = {
         "torch": torch.get_rng_state(),
         "numpy_keys": torch.from_numpy(keys.astype(np.int64)),
@@ -20,7 +24,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore a state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     position, has_gauss, gauss = state["numpy_rest"].tolist()
     keys = state["numpy_keys"].numpy().astype(np.uint32)
@@ -30,7 +34,9 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 
 def seed_new_rank(seed: int, step: int, rank: int) -> None:
-    """Random state of a rank that the checkpoint has none for (more ranks than wrote it)."""
+    """Seed the random numbers of a rank for which the checkpoint has no state, because fewer ranks
+    wrote it.
+    """
     drawn = np.random.SeedSequence([seed, step, rank]).generate_state(2)
     torch.manual_seed(int(drawn[0]))
     np.random.seed(int(drawn[1]))

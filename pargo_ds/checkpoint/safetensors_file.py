@@ -1,4 +1,4 @@
-"""Opening a safetensors file: by memory map, with a fault that names the file."""
+"""Open safetensors files as memory maps, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 
 def open_safetensors(path: Path) -> Any:
-    """safetensors' handle of the file. Raises CheckpointError when it cannot be read."""
+    """Return safetensors' handle of a file. Raises CheckpointError when it cannot be read."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -1,9 +1,10 @@
-"""Save and resume a run: weights, optimizer, data position, random state and configuration together.
+"""Save and resume a run: weights, optimizer, data position, random state and configuration.
 
-A checkpoint is written aside by all ranks and takes its name when it is whole: each rank copies what it holds into
-host memory (training waits for that), writes and hashes its own file in the background, and leaves a mark; rank 0
-waits for all marks, writes the manifest, renames the folder, moves `latest` and removes old checkpoints. Ranks meet
-through files, not through collectives, which belong to the training.
+All ranks write a checkpoint into a temporary folder, which is renamed when it is whole. Each rank
+copies its part of the state into host memory (training waits for the copy), writes and hashes its
+own file in the background, and then writes a mark. Rank 0 waits for all marks, writes the manifest,
+renames the folder, updates `latest` and removes old checkpoints. The ranks communicate through
+files, because collectives in the background would disturb those of training.
 """
 
 from __future__ import annotations
@@ -15,18 +16,17 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from pargo_ds import distributed
-from pargo_ds.checkpoint import engine_state, version_1
+from pargo_ds.checkpoint import engine_state
 from pargo_ds.checkpoint.fragments import FragmentFiles, as_tensors, fragment_file
 from pargo_ds.checkpoint.manifest import (
     FORMAT_VERSION,
-    CheckpointError,
     Manifest,
     candidates,
     describe_file,
@@ -37,40 +37,49 @@ from pargo_ds.checkpoint.manifest import (
     verify_files,
 )
 from pargo_ds.checkpoint.random_state import random_state, seed_new_rank, set_random_state
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.whole_file import write_whole
 
 log = logging.getLogger("pargo_ds")
 PACKAGES = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm")
 WRITING, REPLACED, REMOVED, DAMAGED = ".writing_", ".replaced_", ".removed_", "damaged_"
 MARKS_TIMEOUT_S = 3600
-"""A rank that has not written its file after so long is taken for lost."""
+"""A rank that has not written its file after this number of seconds is assumed to be dead."""
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that shape a run."""
+    """Return the versions of the packages on which the results of a run depend."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFacts:
-    """What stands in every manifest of a run."""
+class RunMetadata:
+    """The fields that are equal in all manifests of a run."""
 
     model_fingerprint: str
     zero_stage: int
     config: dict[str, Any]
+    model_config: dict[str, Any]
     frozen_sources: dict[str, Any]
     frozen: dict[str, str]
-    frozen_shapes: dict[str, list[int]] = field(default_factory=dict)
     wandb_run: str | None = None
 
 
 class Saver:
-    """Writes a run's checkpoints. All ranks make one and call `save` and `wait` together.
+    """Writes the checkpoints of a run. Each rank has a Saver; all ranks call `save` and `wait`
+    together.
 
-    `keep` newest checkpoints stay, and every one whose step is a multiple of `keep_every`.
+    The newest `keep` checkpoints are kept, and those whose step is a multiple of `keep_every`.
     """
 
     def __init__(
-        self, checkpoints: Path, facts: RunFacts, *, keep: int, keep_every: int | None = None, background: bool = True
+        self,
+        checkpoints: Path,
+        facts: RunMetadata,
+        *,
+        keep: int,
+        keep_every: int | None = None,
+        background: bool = True,
     ) -> None:
         self.checkpoints, self.facts, self.background = checkpoints, facts, background
         self.keep, self.keep_every = keep, keep_every
@@ -80,11 +89,18 @@ class Saver:
         self._written, self._abandoned = threading.Event(), threading.Event()
 
     last: dict[str, float]
-    """Of the checkpoint published last: seconds that training waited, seconds in all, bytes of this rank."""
+    """Figures of the last finished checkpoint: seconds for which training waited, seconds in all,
+    and bytes that this rank wrote.
+    """
 
-    def save(self, engine: Any, *, step: int, data_state: dict[str, Any], totals: dict[str, float]) -> None:
-        """Take the checkpoint of `step`. Collective; returns when this rank's state is in host memory (or, without
-        background, when the checkpoint has its name)."""
+    def save(
+        self, engine: Any, *, step: int, data_state: dict[str, Any], totals: dict[str, float]
+    ) -> None:
+        """Save the checkpoint of `step`. Collective.
+
+        It returns when the state of this rank is in host memory; without background, when the
+        checkpoint is finished.
+        """
         started = time.perf_counter()
         self.wait()
         aside = self.checkpoints / f"{WRITING}{step_folder(self.checkpoints, step).name}"
@@ -97,7 +113,7 @@ class Saver:
                 except OSError as error:
                     raise _not_written(aside, error) from error
 
-        distributed.together(prepare)
+        distributed.run_on_all_ranks(prepare)
         tensors, random = as_tensors(engine_state.snapshot(engine)), random_state()
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -108,7 +124,7 @@ class Saver:
             files={},
             parameters=engine_state.trained_shapes(engine),
             optimizer_step=engine_state.optimizer_step(engine),
-            totals=dict(totals),  # the trainer adds to its own while this one is being written
+            totals=dict(totals),  # a copy, because the trainer continues to add to its own
             **self.facts.__dict__,
         )
         stalled = time.perf_counter() - started
@@ -119,7 +135,11 @@ class Saver:
                 self._written.set()
                 if distributed.is_main():
                     self._publish(aside, manifest)
-                self.last = {"stalled_s": stalled, "total_s": time.perf_counter() - started, "own_bytes": float(own)}
+                self.last = {
+                    "stalled_s": stalled,
+                    "total_s": time.perf_counter() - started,
+                    "own_bytes": float(own),
+                }
             except OSError as error:
                 self._error = _not_written(aside, error)
             except Exception as error:  # raised on every rank by `wait`
@@ -134,26 +154,29 @@ class Saver:
             self.wait()
 
     def failed(self) -> bool:
-        """Whether this rank's writing has failed; `wait` then says why."""
+        """Whether writing has failed on this rank; `wait` then raises the error."""
         return self._error is not None
 
     def wait(self) -> None:
-        """Until the checkpoint in the making has its name. Collective.
+        """Wait until the checkpoint that is being written is finished. Collective.
 
-        Raises on every rank when any rank could not write (CheckpointError there, OtherRankError elsewhere).
+        If a rank could not write, it raises CheckpointError, and all other ranks raise
+        OtherRankError.
         """
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
         self._written.wait()
         try:
-            distributed.together(self._raise_error)
+            distributed.run_on_all_ranks(self._raise_error)
         except Exception:
-            self._abandoned.set()  # rank 0 would wait for the mark of a rank that could not write
+            self._abandoned.set()  # or rank 0 would wait for the mark of a rank that has failed
             raise
         thread.join()
-        distributed.together(self._raise_error)
-        log.info("checkpoint: %s", ", ".join(f"{name} {value:.3f}" for name, value in self.last.items()))
+        distributed.run_on_all_ranks(self._raise_error)
+        log.info(
+            "checkpoint: %s", ", ".join(f"{name} {value:.3f}" for name, value in self.last.items())
+        )
 
     def _raise_error(self) -> None:
         error, self._error = self._error, None
@@ -183,22 +206,31 @@ class Saver:
         deadline = time.monotonic() + MARKS_TIMEOUT_S
         while not mark.is_file():
             if self._abandoned.wait(timeout=0.02):
-                raise CheckpointError(f"{mark.parent} was given up: another rank could not write its part")
+                raise CheckpointError(
+                    f"{mark.parent} was given up: another rank could not write its part"
+                )
             if time.monotonic() > deadline:
-                raise CheckpointError(f"rank {rank} has not written its part of {mark.parent} in {MARKS_TIMEOUT_S} s")
+                raise CheckpointError(
+                    f"rank {rank} has not written its part of {mark.parent} in {MARKS_TIMEOUT_S} s"
+                )
 
     def _remove_old(self, newest_step: int) -> None:
-        """Later steps than the newest belong to a course that was given up: they neither count nor go."""
+        """Remove checkpoints that need not be kept. Checkpoints with a later step belong to a run
+        that was set back to an earlier step; they are not counted and not removed.
+        """
         steps = [folder for folder in steps_in(self.checkpoints) if _step_of(folder) <= newest_step]
         for folder in steps[: -self.keep]:
             if not (self.keep_every and _step_of(folder) % self.keep_every == 0):
-                # Out of sight in one rename: a folder that is half removed must not look whole.
+                # Renamed first, because a folder that is half removed must not look whole.
                 going = folder.rename(self.checkpoints / f"{REMOVED}{folder.name}")
                 shutil.rmtree(going)
 
 
 def write_own(aside: Path, tensors: dict[str, Any], random: dict[str, Any]) -> int:
-    """Write this rank's files into `aside` and then its mark; returns their bytes. Raises OSError, CheckpointError."""
+    """Write the files of this rank into `aside`, and then its mark. Return the number of bytes.
+
+    Raises OSError and CheckpointError.
+    """
     rank = distributed.rank()
     described = {}
     for name, content in ((fragment_file(rank), tensors), (_random_file(rank), random)):
@@ -213,9 +245,7 @@ def write_own(aside: Path, tensors: dict[str, Any], random: dict[str, Any]) -> i
         except Exception as error:  # safetensors wraps the system's errors in its own
             raise _not_written(path, error) from error
         described[name] = describe_file(path)
-    unfinished = aside / f".{_mark(rank)}"
-    unfinished.write_text(json.dumps(described))
-    unfinished.replace(aside / _mark(rank))
+    write_whole(aside / _mark(rank), json.dumps(described))
     return sum(facts["bytes"] for facts in described.values())
 
 
@@ -247,9 +277,10 @@ def _step_of(folder: Path) -> int:
 
 
 def clean_up(checkpoints: Path) -> list[str]:
-    """Remove what a killed run left half done, and give a folder back its name that was being replaced.
+    """Remove the unfinished folders of a killed run, and rename a folder back that was to be
+    replaced. Return one sentence for each folder.
 
-    Returns a sentence for each; called by rank 0 before anything is read.
+    Rank 0 calls this before any checkpoint is read.
     """
     done = []
     for path in sorted(checkpoints.glob(f"{REPLACED}step_*")):
@@ -259,7 +290,9 @@ def clean_up(checkpoints: Path) -> list[str]:
             done.append(f"removed {path.name}, which had been given up")
         else:
             path.rename(original)
-            done.append(f"gave {original.name} its name back: a save that should have replaced it was cut off")
+            done.append(
+                f"gave {original.name} its name back: a save that should have replaced it was cut off"
+            )
     for path in sorted(checkpoints.glob(f"{REMOVED}*")):
         shutil.rmtree(path)
         done.append(f"removed {path.name}, an old checkpoint that was on its way out")
@@ -270,12 +303,16 @@ def clean_up(checkpoints: Path) -> list[str]:
 
 
 def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
-    """The newest whole checkpoint and its manifest, or None when there is none. Collective: ranks share the hashing.
+    """Return the newest whole checkpoint and its manifest, or None if there is no checkpoint.
+    Collective: the ranks share the hashing.
 
-    A damaged one is renamed to `damaged_step_...` with a warning, and the one before it is taken.
-    Raises CheckpointError when checkpoints are there and none is whole.
+    A damaged checkpoint is renamed to `damaged_step_...` with a warning, and the checkpoint before
+    it is tried. Raises CheckpointError when there are checkpoints but none is whole.
     """
-    for sentence in distributed.together(lambda: clean_up(checkpoints) if distributed.is_main() else []):
+    done = distributed.run_on_all_ranks(
+        lambda: clean_up(checkpoints) if distributed.is_main() else []
+    )
+    for sentence in done:
         log.warning("checkpoints: %s", sentence)
     folders, said = distributed.broadcast_object(candidates(checkpoints))
     if said:
@@ -299,7 +336,7 @@ def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, found by all ranks together; None when it is whole."""
+    """Describe what is wrong with a checkpoint; None if it is whole. Collective."""
     try:
         manifest = read_manifest(folder)
         verify_files(folder, manifest, distributed.rank(), distributed.world_size())
@@ -309,26 +346,22 @@ def _damage(folder: Path) -> str | None:
     return next((found for found in distributed.gather_objects(problem) if found is not None), None)
 
 
-def check_resumable(manifest: Manifest, folder: Path, *, stage: int, fingerprint: str) -> None:
-    """CheckpointError when the checkpoint does not belong to this model."""
+def check_resumable(manifest: Manifest, folder: Path, *, fingerprint: str) -> None:
+    """Raise CheckpointError when the checkpoint does not belong to this model."""
     if manifest.model_fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder} was written by another model (configuration, trained parts or their shapes differ from this "
             "run file); give this run another name, or restore the run file saved beside the checkpoint"
         )
-    if manifest.format_version == 1:
-        version_1.check_shape(manifest, folder, stage)
 
 
 def load(folder: Path, manifest: Manifest, engine: Any) -> None:
-    """Restore weights, optimizer and random state of this rank from `folder` (already verified). Collective."""
-    if manifest.format_version == 1:
-        version_1.load_engine(folder, engine)
-        name = f"rng_{distributed.rank():05d}.safetensors"
-    else:
-        files = distributed.together(lambda: FragmentFiles(folder, manifest.parameters))
-        engine_state.restore(engine, files, manifest.optimizer_step)
-        name = _random_file(distributed.rank())
+    """Restore weights, optimizer and random state of this rank from `folder`, which must have been
+    verified. Collective.
+    """
+    files = distributed.run_on_all_ranks(lambda: FragmentFiles(folder, manifest.parameters))
+    engine_state.restore(engine, files, manifest.optimizer_step)
+    name = _random_file(distributed.rank())
 
     def restore_random() -> None:
         if (folder / name).is_file():
@@ -336,4 +369,4 @@ def load(folder: Path, manifest: Manifest, engine: Any) -> None:
         else:
             seed_new_rank(int(manifest.config["seed"]), manifest.step, distributed.rank())
 
-    distributed.together(restore_random)
+    distributed.run_on_all_ranks(restore_random)

@@ -1,1 +1,3 @@
-"""Conversion of checkpoints between training and other formats; strict, written aside, then renamed."""
+"""Conversion of checkpoints between training and other formats. Converters refuse whatever does not
+fit, and their output is whole or absent.
+"""

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of a ParGo model: read by memory map, and what makes one whole."""
+"""Read the Hugging Face folder of a ParGo model by memory map, and finish such a folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_files, write_hashes
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.shipped_code import ship_code
 from pargo_ds.convert.weight_files import DTYPES, INDEX, SINGLE
@@ -24,17 +22,21 @@ from pargo_ds.convert.weights import (
     tied_names,
     without_values,
 )
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.sha256sums import HASHES, check_hashes, listable_files, write_hashes
 from pargo_ds.model import ParGoConfig, ParGoProcessor
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
 
 class HFFolder(WeightSource):
-    """An exported folder. Where it has a SHA256SUMS every file is compared with it first, and `checked` is True.
+    """An exported folder as a source of weights. If it has a SHA256SUMS, every file is compared
+    with it first, and `checked` is True.
 
     Raises:
-        CheckpointError: no such folder, files that are altered, missing or cannot be read, a configuration of another
-            kind of model, tensors missing, unexpected or misshapen (listed together), an adapter that is not merged.
+        CheckpointError: the folder does not exist; a file is altered, missing or cannot be read;
+            the configuration is that of another kind of model; tensors are missing, unexpected or
+            have another shape (listed together); or an adapter is not merged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -50,20 +52,28 @@ class HFFolder(WeightSource):
         self._places = {name: (path, name) for name, path in self._find_files().items()}
         self._take_tied_once()
         self.specs = {name: self._spec(*place) for name, place in self._places.items()}
-        check_names(folder, {n: spec.shape for n, spec in self.specs.items()}, expected_shapes(self.config))
+        check_names(
+            folder, {n: spec.shape for n, spec in self.specs.items()}, expected_shapes(self.config)
+        )
 
     def _take_tied_once(self) -> None:
-        """Files may hold tied weights under either name or both."""
+        """Keep each tied weight under its first name; files may have it under either name or
+        both.
+        """
         for second, first in tied_names(without_values(self.config)).items():
             if second not in self._places:
                 continue
             if first in self._places and not torch.equal(self.read(first), self.read(second)):
-                raise CheckpointError(f"{self.where}: {first} and {second} differ, but config.json says they are tied")
+                raise CheckpointError(
+                    f"{self.where}: {first} and {second} differ, but config.json says they are tied"
+                )
             self._places.setdefault(first, self._places[second])
             del self._places[second]
 
     def _find_files(self) -> dict[str, Path]:
-        """Tensor -> file, from the files themselves; they must agree with the index where there is one."""
+        """Return the file of each tensor, as the files themselves say. If there is an index, the
+        files must agree with it.
+        """
         index = self.where / INDEX
         if not index.is_file():
             path = self.where / SINGLE
@@ -71,18 +81,24 @@ class HFFolder(WeightSource):
                 raise CheckpointError(f"{self.where} holds neither {SINGLE} nor {INDEX}")
             return dict.fromkeys(self._handle(path).keys(), path)
         try:
-            listed = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+            weight_map = json.loads(index.read_text())["weight_map"]
+            listed = {str(name): str(file) for name, file in weight_map.items()}
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{index} is damaged: {error}") from error
-        found = {}
+        found: dict[str, Path] = {}
         for file in sorted(set(listed.values())):
             path = self.where / file
             if Path(file).name != file or not path.is_file():
-                raise CheckpointError(f"{index} names {file}, which is not there; did a download stop?")
+                raise CheckpointError(
+                    f"{index} names {file}, which is not there; did a download stop?"
+                )
             found |= dict.fromkeys(self._handle(path).keys(), path)
-        differing = sorted(n for n in found.keys() | listed if n not in found or listed.get(n) != found[n].name)
+        named = {name: path.name for name, path in found.items()}
+        differing = sorted(n for n in named.keys() | listed if named.get(n) != listed.get(n))
         if differing:
-            raise CheckpointError(f"{index} and the files beside it differ about {', '.join(differing[:12])}")
+            raise CheckpointError(
+                f"{index} and the files beside it differ about {', '.join(differing[:12])}"
+            )
         return found
 
     def _handle(self, path: Path) -> Any:
@@ -93,7 +109,9 @@ class HFFolder(WeightSource):
     def _spec(self, path: Path, key: str) -> Spec:
         view = self._handle(path).get_slice(key)
         if view.get_dtype() not in DTYPES:
-            raise CheckpointError(f"{path}: {key} has type {view.get_dtype()}, known are {', '.join(DTYPES)}")
+            raise CheckpointError(
+                f"{path}: {key} has type {view.get_dtype()}, known are {', '.join(DTYPES)}"
+            )
         return Spec(tuple(view.get_shape()), DTYPES[view.get_dtype()])
 
     def read(self, name: str) -> torch.Tensor:
@@ -111,7 +129,7 @@ class HFFolder(WeightSource):
 
 
 def read_config(folder: Path) -> ParGoConfig:
-    """The configuration of a ParGo model. Raises CheckpointError when there is none."""
+    """Read the configuration of a ParGo model. Raises CheckpointError when there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} is no Hugging Face folder: it has no config.json")
@@ -121,28 +139,32 @@ def read_config(folder: Path) -> ParGoConfig:
             return ParGoConfig.from_pretrained(folder)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
-    raise CheckpointError(f"{path} describes a model of type {kind}; expected {ParGoConfig.model_type}")
+    raise CheckpointError(
+        f"{path} describes a model of type {kind}; expected {ParGoConfig.model_type}"
+    )
 
 
 def copy_description(source: Path, folder: Path) -> None:
-    """Copy a Hugging Face folder without its weights, code, hashes and hidden files; finish_folder adds new ones."""
+    """Copy a Hugging Face folder without its weights, code, hashes and hidden files. finish_folder
+    then adds new code and hashes.
+    """
     ignored = shutil.ignore_patterns(*WEIGHT_FILES, "*.py", "__pycache__", HASHES, ".*")
     shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
 
 
 def finish_folder(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """The last step of every export: the model's code beside its weights, then the hash of every file.
-
-    `known`: what write_hf_weights returned.
+    """Do the last step of every export: write the model's code beside its weights, and then the
+    hash of every file. `known` is the result of write_hf_weights.
     """
     ship_code(folder)
     write_hashes(folder, known)
 
 
 def rehash(folder: Path) -> int:
-    """Accept the files of an export as they are now, after a change that was meant; returns how many were listed.
+    """Write the hashes of an export again, after a change that was intended. Return the number of
+    listed files.
 
-    Raises CheckpointError when it is no export any more, or a file of it was not downloaded.
+    Raises CheckpointError when the folder is no export, or when a file was not downloaded.
     """
     read_config(folder)
     write_hashes(folder)

@@ -1,4 +1,4 @@
-"""Do two places hold the same model? Any of the formats that can be converted, in any combination."""
+"""Compare two models in any of the formats that can be converted."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from pathlib import Path
 
 import torch
 
-from pargo_ds.checkpoint.folder_hashes import HASHES
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.config import RunConfig
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.megatron_to_hf import TRACKER, MegatronWeights
@@ -17,12 +15,16 @@ from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
 from pargo_ds.convert.weights import WeightSource, progress, total_bytes
 from pargo_ds.convert.zero.checkpoint_files import is_checkpoint
 from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.sha256sums import HASHES
 from pargo_ds.model import ParGoForConditionalGeneration
 
 
 @dataclass
 class Comparison:
-    """What `compare` found. `differing` maps names to the largest absolute difference of their elements."""
+    """The result of `compare`. `differing` maps names to the largest absolute difference of their
+    elements.
+    """
 
     tensors: int = 0
     only_first: list[str] = field(default_factory=list)
@@ -30,29 +32,37 @@ class Comparison:
     misshapen: list[str] = field(default_factory=list)
     differing: dict[str, float] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
-    """Tensors of different types, such as "bfloat16 and float32"; their values are compared in fp64."""
+    """The types of tensors whose types differ, such as "bfloat16 and float32". Their values are
+    compared in fp64.
+    """
 
     def fits(self, tolerance: float = 0.0) -> bool:
-        """Same names, shapes and values up to `tolerance`; without one the same types and bits."""
+        """Whether names and shapes are equal, and values up to `tolerance`. With tolerance 0 the
+        types and all bits must be equal.
+        """
         if self.only_first or self.only_second or self.misshapen:
             return False
-        return self.largest <= tolerance if tolerance > 0 else not self.differing and not self.dtypes
+        if tolerance > 0:
+            return self.largest <= tolerance
+        return not self.differing and not self.dtypes
 
     @property
     def largest(self) -> float:
+        """The largest absolute difference of two elements."""
         return max(self.differing.values(), default=0.0)
 
     def __str__(self) -> str:
-        lines = [
-            f"{len(names)} tensors {what}: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}"
-            for what, names in (
-                ("only in the first", self.only_first),
-                ("only in the second", self.only_second),
-                ("of different shapes", self.misshapen),
-                ("of different types", [f"{name} ({types})" for name, types in self.dtypes.items()]),
-            )
-            if names
-        ]
+        kinds = {
+            "only in the first": self.only_first,
+            "only in the second": self.only_second,
+            "of different shapes": self.misshapen,
+            "of different types": [f"{name} ({types})" for name, types in self.dtypes.items()],
+        }
+        lines = []
+        for kind, names in kinds.items():
+            if names:
+                more = " ..." if len(names) > 8 else ""
+                lines.append(f"{len(names)} tensors {kind}: {', '.join(names[:8])}{more}")
         if self.differing:
             worst = max(self.differing, key=lambda name: self.differing[name])
             lines.append(
@@ -69,18 +79,21 @@ def open_weights(
     run: RunConfig | None = None,
     release: Callable[[Path], WeightSource] | None = None,
 ) -> WeightSource:
-    """The weights at `path`, whatever the format; LoRA of training checkpoints is merged.
+    """Open the weights at `path` in any format. LoRA of training checkpoints is merged.
 
     Args:
-        base: exported folder with what a checkpoint of Megatron's own lacks.
-        run: run file of a checkpoint that DeepSpeed alone wrote.
-        release: opens the authors' released file.
+        base: exported folder with the parts that a checkpoint of Megatron lacks.
+        run: run file; only for checkpoints of DeepSpeed alone.
+        release: opens the file of the authors' release.
 
-    Raises CheckpointError when it is none of the formats, or lacks what it needs besides.
+    Raises CheckpointError when `path` has none of the formats, or when it needs one of the
+    arguments.
     """
     if path.is_file():
         if release is None:
-            raise CheckpointError(f"{path} is a file, so it must be the authors' release; name its LLM with --llm")
+            raise CheckpointError(
+                f"{path} is a file, so it must be the authors' release; name its LLM with --llm"
+            )
         return release(path)
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist")
@@ -97,14 +110,14 @@ def open_weights(
 
 
 def unproven(source: WeightSource) -> str | None:
-    """What to say of an exported folder whose files could not be compared with hashes."""
+    """Return a warning for an exported folder whose files could not be compared with hashes."""
     if not isinstance(source, HFFolder) or source.checked:
         return None
     return f"{source.where} has no {HASHES}: whether its files are as they were exported could not be checked"
 
 
 def compare(first: WeightSource, second: WeightSource) -> Comparison:
-    """Compare all tensors, a pair in memory at a time."""
+    """Compare all tensors, with one pair in memory at a time."""
     common = [name for name in first.specs if name in second.specs]
     result = Comparison(
         len(common),
@@ -127,7 +140,9 @@ def compare(first: WeightSource, second: WeightSource) -> Comparison:
 
 
 def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float | None:
-    """None when all bits agree; infinity where a NaN meets anything else."""
+    """Return the largest absolute difference of two elements; None if all bits are equal, and
+    infinity if one of two elements is NaN.
+    """
     if one.dtype == other.dtype and same_bits(one, other):
         return None
     a, b = one.double(), other.double()
@@ -139,18 +154,26 @@ def largest_difference(one: torch.Tensor, other: torch.Tensor) -> float | None:
 
 
 def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.contiguous().reshape(-1).view(torch.uint8), other.contiguous().reshape(-1).view(torch.uint8))
+    """Whether two tensors of one type have the same bits, NaN and signs of zeros included."""
+    return torch.equal(
+        one.contiguous().reshape(-1).view(torch.uint8),
+        other.contiguous().reshape(-1).view(torch.uint8),
+    )
 
 
-def logits_of(source: WeightSource, picture: Path, question: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """(token ids of the prompt, logits `(1, tokens, vocabulary)` in fp32) for one picture and one question."""
-    from pargo_ds.data.images import read_picture
+def logits_of(
+    source: WeightSource, image: Path, question: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the token ids of the prompt and the logits `(1, tokens, vocabulary)` in fp32 for one
+    image and one question.
+    """
+    from pargo_ds.data.images import read_image
     from pargo_ds.model import IMAGE_PLACEHOLDER
 
     try:
-        opened = read_picture(picture.read_bytes())
+        opened = read_image(image.read_bytes())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{picture} cannot be read as a picture: {error}") from error
+        raise CheckpointError(f"{image} cannot be read as an image: {error}") from error
     turns = [{"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{question}"}]
     asked = source.processor().apply_chat_template(
         turns, images=opened, add_generation_prompt=True, tokenize=True, return_tensors="pt"
@@ -162,7 +185,7 @@ def logits_of(source: WeightSource, picture: Path, question: str) -> tuple[torch
 
 
 def load_model(source: WeightSource) -> ParGoForConditionalGeneration:
-    """The model in fp32 with the weights of `source`."""
+    """Return the model in fp32 with the weights of `source`."""
     model = ParGoForConditionalGeneration(source.config).float().eval()
     state = model.state_dict()
     with torch.no_grad():
@@ -171,13 +194,17 @@ def load_model(source: WeightSource) -> ParGoForConditionalGeneration:
     return model
 
 
-def compare_logits(first: WeightSource, second: WeightSource, picture: Path, question: str) -> float:
-    """Largest absolute difference of the logits. Raises CheckpointError when the prompts' tokens differ."""
-    ids, logits = logits_of(first, picture, question)
-    other_ids, other_logits = logits_of(second, picture, question)
+def compare_logits(first: WeightSource, second: WeightSource, image: Path, question: str) -> float:
+    """Return the largest absolute difference of the logits.
+
+    Raises CheckpointError when the prompts' tokens differ.
+    """
+    ids, logits = logits_of(first, image, question)
+    other_ids, other_logits = logits_of(second, image, question)
     if not torch.equal(ids, other_ids):
         raise CheckpointError(
             f"the processors of {first.where} and {second.where} turn the question into different tokens"
         )
-    kept = torch.isfinite(logits) | torch.isfinite(other_logits)  # the image token's column is -inf in both
+    # The image token's column is -inf in both.
+    kept = torch.isfinite(logits) | torch.isfinite(other_logits)
     return float((logits - other_logits)[kept].abs().max())

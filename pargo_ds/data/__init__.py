@@ -1,1 +1,3 @@
-"""Pictures and text: where samples come from, how they are stored as MDS shards, and how they become packed batches."""
+"""Samples of images and text: their sources, the MDS shards that store them, and the packed batches
+that training reads.
+"""

@@ -1,7 +1,8 @@
-"""Bytes of a picture file -> a loaded picture, or an error that says what is wrong with it.
+"""Decode the bytes of an image file, or raise an error that says what is wrong with them.
 
-Resizing and colour are the processor's work (`processor.pixels`), so that training and inference see the same pixels.
-`read_fast` decodes JPEG to the very pixels that Pillow decodes, sooner; the rest it leaves to Pillow.
+The processor resizes images and converts colours (`processor.pixels`), so that training and
+inference see the same pixels. `read_fast` decodes JPEG files faster than Pillow to exactly the same
+pixels, and leaves all other files to Pillow.
 """
 
 from __future__ import annotations
@@ -21,78 +22,98 @@ from PIL import ExifTags, Image, PngImagePlugin
 if TYPE_CHECKING:
     import torch
 
-Image.init()  # all of Pillow's readers, to know which of them this build of it has
-FORMATS = tuple(
-    name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000") if name in Image.OPEN
-)
-"""Raster formats only: Pillow would hand PostScript to an interpreter."""
+Image.init()  # loads all readers, so that Image.OPEN has those of this build of Pillow
+_WANTED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+"""The formats that are read: raster formats only, because Pillow passes PostScript to an
+interpreter.
+"""
 
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV",
          "I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # fmt: skip
-"""Pillow's modes that the processor can make RGB of."""
+"""Pillow's modes that the processor can convert to RGB."""
 
 PngImagePlugin.MAX_TEXT_CHUNK = 1 << 24
-"""Bytes of one unpacked profile or text of a PNG: printers' profiles have more than Pillow's 1 MiB."""
+"""Upper bound of the bytes of one unpacked profile or text in a PNG. Pillow's own bound of 1 MiB is
+too small for the profiles of printers.
+"""
 
 MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before a pixel is decoded: a file of a few kB can claim gigabytes."""
+"""Larger images are refused before a pixel is decoded, because a file of a few kB may claim to hold
+gigabytes.
+"""
 
 
-def read_picture(data: bytes) -> Image.Image:
-    """Decode a picture file completely.
+def read_image(data: bytes) -> Image.Image:
+    """Decode an image file completely.
 
-    Raises ValueError with the reason, worded to follow "picture 0": an unknown format, a file that was cut or
-    is broken, more than MAX_PIXELS pixels.
+    Raises ValueError for an unknown format, a file that was cut or is broken, and more than
+    MAX_PIXELS pixels. Its message is the end of a sentence that begins with "image 0".
     """
     with _reasons(data):
-        picture = _opened(data)
-        return _loaded(picture)
+        image = _opened(data)
+        return _loaded(image)
 
 
 def read_fast(data: bytes) -> torch.Tensor | Image.Image:
-    """Decode a picture file for `processor.pixels`, which takes both kinds and makes the same pixels of them.
+    """Decode an image file for `processor.pixels`, which accepts both types of result and makes the
+    same pixels of them.
 
-    Grey and RGB JPEGs become uint8 `(3, height, width)` RGB, turned upright; everything else, also a JPEG with faults,
-    what `read_picture` returns. Raises ValueError exactly as `read_picture`.
+    Grey and RGB JPEGs become an upright uint8 RGB tensor `(3, height, width)`. For all other files,
+    and for damaged JPEGs, the result is that of `read_image`. Raises ValueError as `read_image`.
     """
     with _reasons(data):
-        picture = _opened(data)
-        if picture.format == "JPEG" and picture.mode in ("L", "RGB"):
-            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-            decoded = _decoded_jpeg(data, picture.width, picture.height)
+        image = _opened(data)
+        if image.format == "JPEG" and image.mode in ("L", "RGB"):
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            decoded = _decoded_jpeg(data, image.width, image.height)
             if decoded is not None:
-                import torch  # here, because tools that only check pictures should not wait for it
+                import torch  # here, because tools that only check images should not wait for it
 
-                return torch.from_numpy(np.ascontiguousarray(_upright(decoded, orientation))).permute(2, 0, 1)
-        return _loaded(picture)
+                upright = np.ascontiguousarray(_upright(decoded, orientation))
+                return torch.from_numpy(upright).permute(2, 0, 1)
+        return _loaded(image)
 
 
-def picture_header(data: bytes) -> tuple[str, str, int, int]:
-    """(format, Pillow's mode, width, height) of a picture file, nothing decoded. Raises ValueError as `read_picture`
-    does for what shows in the header."""
+def image_header(data: bytes) -> tuple[str, str, int, int]:
+    """Return (format, Pillow's mode, width, height) of an image file without decoding it.
+
+    Raises ValueError as `read_image` for faults that are visible in the header.
+    """
     with _reasons(data):
-        picture = _opened(data)
-        return str(picture.format), picture.mode, picture.width, picture.height
+        image = _opened(data)
+        return str(image.format), image.mode, image.width, image.height
 
 
 class _Unfit(ValueError):
-    """A picture that is whole, but of a kind that is not read; the message is the reason."""
+    """An image is whole, but its kind is not supported; the message is the reason."""
 
 
 @contextlib.contextmanager
 def _reasons(data: bytes) -> Iterator[None]:
-    """Turn whatever Pillow raises on a file into ValueError with the reason."""
+    """Replace every exception of Pillow for a file by a ValueError with the reason."""
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"is too large ({error}; at most {MAX_PIXELS:,} pixels); store it smaller") from error
+        raise ValueError(
+            f"is too large ({error}; at most {MAX_PIXELS:,} pixels); store it smaller"
+        ) from error
     except Image.UnidentifiedImageError as error:
         raise ValueError(
-            f"is not a picture in a known format ({len(data)} bytes; expected one of {', '.join(FORMATS)})"
+            f"is not an image in a known format ({len(data)} bytes; expected one of {', '.join(FORMATS)})"
         ) from error
     except _Unfit:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        IndexError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
+    ) as error:
         if "MAX_TEXT_CHUNK" in str(error) or "MAX_TEXT_MEMORY" in str(error):
             limit = PngImagePlugin.MAX_TEXT_CHUNK
             reason = f"holds a colour profile or texts of more than {limit:,} bytes; save it without them"
@@ -103,27 +124,30 @@ def _reasons(data: bytes) -> Iterator[None]:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """The picture with its header read and nothing decoded."""
+    """Return the image with its header read and no pixel decoded."""
     with warnings.catch_warnings():
         # our own limit is lower than Pillow's error
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
-    width, height = picture.size
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
-    if picture.mode not in MODES:
-        raise _Unfit(f"has the colour mode {picture.mode}, of which no RGB can be made; save it as RGB")
-    return picture
+    if image.mode not in MODES:
+        raise _Unfit(
+            f"has the colour mode {image.mode}, of which no RGB can be made; save it as RGB"
+        )
+    return image
 
 
-def _loaded(picture: Image.Image) -> Image.Image:
-    picture.load()
-    picture.getexif()  # raises here, not in the processor, when it is broken
-    return picture
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    image.getexif()  # raises here, not in the processor, when it is broken
+    return image
 
 
 def _decoded_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
-    """(height, width, 3) uint8, or None for a file with any fault: Pillow decides whether it can be read all the same.
+    """Decode a JPEG to uint8 (height, width, 3). Return None for a file with a fault; the caller
+    then asks Pillow, which can read some of them.
 
     The buffer has the size that Pillow read from the header, so that no other size is ever decoded.
     """
@@ -131,11 +155,15 @@ def _decoded_jpeg(data: bytes, width: int, height: int) -> np.ndarray | None:
         pixels = simplejpeg.decode_jpeg(data, "RGB", buffer=np.empty((height, width, 3), np.uint8))
     except ValueError:
         return None
-    return pixels if pixels.shape == (height, width, 3) else None
+    if pixels.shape != (height, width, 3):
+        return None
+    return pixels
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(height, width, 3) pixels turned as EXIF's orientation 1 ... 8 says; others leave them as they are."""
+    """Turn pixels (height, width, 3) upright, as EXIF's orientation (1 to 8) says. Other numbers
+    change nothing.
+    """
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):

@@ -1,1 +1,3 @@
-"""Evaluation of an exported model: answers, captions, and the page that reports them."""
+"""Evaluation of an exported model: answers, benchmarks by their own rules, captions, and the page
+that reports them.
+"""

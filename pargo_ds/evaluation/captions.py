@@ -1,4 +1,4 @@
-"""Does the picture help? Held-out caption loss with the right picture against another scene's picture."""
+"""Does the image help? Held-out caption loss with the right image against another scene's image."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from typing import Any
 import torch
 
 from pargo_ds.batch import IGNORE_INDEX
-from pargo_ds.data.schema import IMAGE_PLACEHOLDER, Sample
-from pargo_ds.evaluation.answers import read_first_picture
+from pargo_ds.data.shards.schema import IMAGE_PLACEHOLDER, Sample
+from pargo_ds.evaluation.answers import read_first_image
 from pargo_ds.evaluation.bootstrap import bootstrap_ratio
+
+PROMPTS = {"coarse": "What is this?", "detailed": "Describe the picture."}
+"""Caption kind -> question, where a run file says nothing else."""
 
 
 @dataclass(frozen=True)
 class SceneLoss:
-    """Summed cross-entropy (nats) of one scene's captions under both pictures, and their target tokens."""
+    """Summed cross-entropy (nats) of one scene's captions under both images, and their target
+    tokens.
+    """
 
     right: float
     wrong: float
@@ -25,12 +30,13 @@ class SceneLoss:
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """A permutation of `count` positions that leaves none in its place (Sattolo: one single cycle).
+    """Return a permutation of `count` positions that leaves none in its place (Sattolo: one single
+    cycle).
 
     Raises ValueError for fewer than two.
     """
     if count < 2:
-        raise ValueError(f"{count} scenes; a wrong picture needs at least two")
+        raise ValueError(f"{count} scenes; a wrong image needs at least two")
     order = list(range(count))
     rng = random.Random(seed)
     for last in range(count - 1, 0, -1):
@@ -40,10 +46,14 @@ def derangement(count: int, seed: int) -> list[int]:
 
 
 @torch.no_grad()
-def summed_loss(model: Any, processor: Any, turns: list[dict[str, str]], pixels: torch.Tensor) -> tuple[float, int]:
-    """Summed cross-entropy (nats) of the answers of one conversation, and the number of target tokens.
+def summed_loss(
+    model: Any, processor: Any, turns: list[dict[str, str]], pixels: torch.Tensor
+) -> tuple[float, int]:
+    """Return the summed cross-entropy (nats) of the answers of one conversation, and the number of
+    target tokens.
 
-    pixels: uint8 (images, 3, height, width). One conversation a call: no padding, so nothing can leak in.
+    pixels: uint8 (images, 3, height, width). One conversation a call: no padding, so nothing can
+    leak in.
     """
     ids, labels = processor.encode_conversation(turns)
     # The first label has no position before it that could predict it.
@@ -68,15 +78,17 @@ def scene_losses(
     seed: int = 0,
     progress: Callable[[int], object] = lambda done: None,
 ) -> list[SceneLoss]:
-    """Caption losses of each scene with its own and with another scene's picture.
+    """Return the caption losses of each scene with its own and with another scene's image.
 
-    `prompts` maps a caption kind to its question, as in training: {"detailed": "Describe the picture."}. A
-    scene's losses are summed over the kinds it has. Raises ValueError for a scene without any of these
-    captions.
+    `prompts` maps a caption kind to its question, as in training: {"detailed": "Describe the
+    picture."}. A scene's losses are summed over the kinds it has. Raises ValueError for a scene
+    without any of these captions.
     """
-    pictures = [processor.pixels(read_first_picture(sample)) for sample in samples]
+    images = [processor.pixels(read_first_image(sample)) for sample in samples]
     losses = []
-    for sample, own, other in zip(samples, range(len(samples)), derangement(len(samples), seed), strict=True):
+    for sample, own, other in zip(
+        samples, range(len(samples)), derangement(len(samples), seed), strict=True
+    ):
         kinds = [kind for kind in prompts if kind in sample.captions]
         if not kinds:
             raise ValueError(
@@ -89,20 +101,20 @@ def scene_losses(
                 {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{prompts[kind]}"},
                 {"role": "assistant", "content": sample.captions[kind]},
             ]
-            found, count = summed_loss(model, processor, turns, pictures[own].unsqueeze(0))
+            found, count = summed_loss(model, processor, turns, images[own].unsqueeze(0))
             right, tokens = right + found, tokens + count
-            wrong += summed_loss(model, processor, turns, pictures[other].unsqueeze(0))[0]
+            wrong += summed_loss(model, processor, turns, images[other].unsqueeze(0))[0]
         losses.append(SceneLoss(right, wrong, tokens))
         progress(1)
     return losses
 
 
 def caption_summary(losses: Sequence[SceneLoss], *, seed: int = 0) -> dict[str, Any]:
-    """Mean losses per target token, their difference with a 95 % bootstrap interval over scenes, and the same
-    per scene.
+    """Return the mean losses per target token, their difference with a 95 % bootstrap interval over
+    scenes, and the same per scene.
 
-    {"right", "wrong", "wrong_minus_right": {"mean", "low", "high"}, "per_scene": {...the same keys...},
-    "scenes", "tokens"}
+    {"right", "wrong", "wrong_minus_right": {"mean", "low", "high"}, "per_scene": {...the same
+    keys...}, "scenes", "tokens"}
     """
     tokens = [loss.tokens for loss in losses]
     return {

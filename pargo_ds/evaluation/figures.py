@@ -1,7 +1,7 @@
-"""The report's pictures: loss curves, masks, accuracy bars and caption loss, drawn with matplotlib.
+"""The report's images: loss curves, masks, accuracy bars and caption loss, drawn with matplotlib.
 
-Every function draws into the Axes that it is given, so that report.png and report.html share them. matplotlib.figure is
-used without pyplot: no display, no global state.
+Every function draws into the Axes that it is given, so that report.png and report.html share them.
+matplotlib.figure is used without pyplot: no display, no global state.
 """
 
 from __future__ import annotations
@@ -26,22 +26,36 @@ def to_png(figure: Figure, dpi: int = 130) -> bytes:
 
 
 def draw_losses(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Training loss of every step and held-out loss where it was measured; rows are lines of metrics.jsonl."""
-    train = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
-    held_out = [(row["step"], row["held_out_loss"]) for row in rows if row.get("held_out_loss") is not None]
+    """Draw the training loss of every step and the held-out loss where it was measured; rows are
+    lines of metrics.jsonl.
+    """
+    train = _points(rows, "loss")
+    validation = _points(rows, "validation_loss")
     if train:
         axes.plot(*zip(*train, strict=True), color=MODEL, linewidth=1.4, label="training")
-    if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o--", color=WRONG, linewidth=1, markersize=5, label="held out")
+    if validation:
+        axes.plot(
+            *zip(*validation, strict=True),
+            "o--",
+            color=WRONG,
+            linewidth=1,
+            markersize=5,
+            label="held out",
+        )
     axes.set(title=title, xlabel="step", ylabel="loss per target token (nats)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
-    if train or held_out:
+    if train or validation:
         axes.legend(frameon=False)
 
 
+def _points(rows: Sequence[Mapping[str, Any]], loss: str) -> list[tuple[int, float]]:
+    """(step, loss) of the rows that have a loss of this name."""
+    return [(row["step"], row[loss]) for row in rows if row.get(loss) is not None]
+
+
 def draw_mask(axes: Axes, title: str, mask: np.ndarray, seen: str) -> None:
-    """One boolean mask (tokens, seen); dark means "the row may look at the column"."""
+    """Draw one boolean mask (tokens, seen); dark means "the row may look at the column"."""
     axes.imshow(mask, cmap="Blues", vmin=0, vmax=1.25, aspect="auto", interpolation="nearest")
     axes.set_title(title, fontsize=9)
     axes.set_xlabel(seen, fontsize=8)
@@ -49,7 +63,7 @@ def draw_mask(axes: Axes, title: str, mask: np.ndarray, seen: str) -> None:
 
 
 def draw_accuracy(axes: Axes, accuracy: Mapping[str, Any], blind: Mapping[str, Any]) -> None:
-    """A pair of bars (model, blind baseline) for each question type and object size."""
+    """Draw a pair of bars (model, blind baseline) for each question type and object size."""
     pairs = type_and_size_pairs(accuracy)
     places = np.arange(len(pairs))
     values = [accuracy["by_type_and_size"][kind][size] for kind, size in pairs]
@@ -64,20 +78,24 @@ def draw_accuracy(axes: Axes, accuracy: Mapping[str, Any], blind: Mapping[str, A
 
 
 def type_and_size_pairs(accuracy: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The rows of the accuracy table: types in alphabetical order, salient before small objects."""
+    """Return the rows of the accuracy table: types in alphabetical order, salient before small
+    objects.
+    """
     rank = {size: place for place, size in enumerate(SIZE_ORDER)}
-    return [
-        (kind, size)
-        for kind, sizes in sorted(accuracy["by_type_and_size"].items())
-        for size in sorted(sizes, key=lambda name: (rank.get(name, len(rank)), name))
-    ]
+    pairs = []
+    for kind, sizes in sorted(accuracy["by_type_and_size"].items()):
+        for size in sorted(sizes, key=lambda name: (rank.get(name, len(rank)), name)):
+            pairs.append((kind, size))
+    return pairs
 
 
 def draw_caption_loss(axes: Axes, caption_loss: Mapping[str, Any]) -> None:
-    """Caption loss with the right and a wrong picture; the title holds the difference and its interval."""
+    """Draw the caption loss with the right and a wrong image; the title holds the difference and
+    its interval.
+    """
     gap = caption_loss["wrong_minus_right"]
     bars = axes.bar(
-        ["right picture", "wrong picture"],
+        ["right image", "wrong image"],
         [caption_loss["right"], caption_loss["wrong"]],
         color=[MODEL, WRONG],
         width=0.55,
@@ -91,7 +109,9 @@ def draw_caption_loss(axes: Axes, caption_loss: Mapping[str, Any]) -> None:
 
 
 def backend_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Forward + backward time of every backend, one panel per shape; rows as tools/bench_attention.py writes them."""
+    """Draw the forward + backward time of every backend, one panel per shape; rows as
+    tools/bench_attention.py writes them.
+    """
     shapes = list(dict.fromkeys(row["shape"] for row in rows))
     columns = min(3, len(shapes))
     lines = -(-len(shapes) // columns)
@@ -105,11 +125,17 @@ def backend_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_backends(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Bars of one shape: forward and forward + backward; the dashed line is the bytes floor."""
-    names = [row["backend"] + (f" ({row['provider']})" if row.get("provider") else "") for row in rows]
-    both = axes.barh(names, [row["forward_backward_ms"] for row in rows], color=MODEL, label="forward + backward")
+    """Draw the bars of one shape: forward and forward + backward; the dashed line is the bytes
+    floor.
+    """
+    names = [_backend_title(row) for row in rows]
+    both = axes.barh(
+        names, [row["forward_backward_ms"] for row in rows], color=MODEL, label="forward + backward"
+    )
     axes.barh(names, [row["forward_ms"] for row in rows], color=BLIND, height=0.45, label="forward")
-    axes.bar_label(both, [f"{row['forward_backward_ms']:.3g}" for row in rows], fontsize=7, padding=2)
+    axes.bar_label(
+        both, [f"{row['forward_backward_ms']:.3g}" for row in rows], fontsize=7, padding=2
+    )
     axes.axvline(rows[0]["floor_ms"], color=WRONG, linestyle="--", linewidth=1)
     axes.invert_yaxis()
     axes.margins(x=0.15)
@@ -118,31 +144,43 @@ def draw_backends(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> 
     axes.tick_params(labelsize=7)
 
 
+def _backend_title(row: Mapping[str, Any]) -> str:
+    if row.get("provider"):
+        return f"{row['backend']} ({row['provider']})"
+    return row["backend"]
+
+
 def loss_figure(curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Loss curves side by side, one per stage."""
+    """Draw loss curves side by side, one per stage."""
     figure = Figure(figsize=(5.2 * len(curves), 3.4), layout="constrained")
-    for axes, (title, rows) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    for axes, (title, rows) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
         draw_losses(axes, title, rows)
     return figure
 
 
 def mask_figure(masks: Sequence[tuple[str, np.ndarray, str]]) -> Figure:
-    """All masks side by side: (title, boolean mask, what the columns are)."""
+    """Draw all masks side by side: (title, boolean mask, what the columns are)."""
     figure = Figure(figsize=(2.5 * len(masks), 2.8), layout="constrained")
-    for axes, (title, mask, seen) in zip(figure.subplots(1, len(masks), squeeze=False)[0], masks, strict=True):
+    for axes, (title, mask, seen) in zip(
+        figure.subplots(1, len(masks), squeeze=False)[0], masks, strict=True
+    ):
         draw_mask(axes, title, mask, seen)
     return figure
 
 
 def accuracy_figure(accuracy: Mapping[str, Any], blind: Mapping[str, Any]) -> Figure:
-    """The accuracy bars alone."""
-    figure = Figure(figsize=(6.4, 0.45 * len(type_and_size_pairs(accuracy)) + 1.2), layout="constrained")
+    """Draw the accuracy bars alone."""
+    figure = Figure(
+        figsize=(6.4, 0.45 * len(type_and_size_pairs(accuracy)) + 1.2), layout="constrained"
+    )
     draw_accuracy(figure.subplots(), accuracy, blind)
     return figure
 
 
 def caption_figure(caption_loss: Mapping[str, Any]) -> Figure:
-    """The caption loss alone."""
+    """Draw the caption loss alone."""
     figure = Figure(figsize=(3.8, 3.6), layout="constrained")
     draw_caption_loss(figure.subplots(), caption_loss)
     return figure

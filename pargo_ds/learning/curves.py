@@ -15,10 +15,11 @@ Trials = Mapping[tuple[str, str], Mapping[int, Sequence[dict[str, Any]]]]
 
 
 def rows_of(trials: Trials, gaps: Sequence[float]) -> list[dict[str, Any]]:
-    """A row for each world and variant; every figure is a list with one number per seed, in the order of seeds.
+    """Return a row for each world and variant; every figure is a list with one number per seed, in
+    the order of seeds.
 
-    {"world", "variant", "seeds", "images", "right", "gap", "reached": {gap: [images or None, ...]}, "first_norm",
-    "rise"}: `rise` is the highest loss of the first 20 steps minus the first step's.
+    {"world", "variant", "seeds", "images", "right", "gap", "reached": {gap: [images or None, ...]},
+    "first_norm", "rise"}: `rise` is the highest loss of the first 20 steps minus the first step's.
     """
     rows = []
     for (world, variant), by_seed in trials.items():
@@ -33,18 +34,27 @@ def rows_of(trials: Trials, gaps: Sequence[float]) -> list[dict[str, Any]]:
                 "images": [end["images"] for end in ends],
                 "right": [end["right"] for end in ends],
                 "gap": [end["gap"] for end in ends],
-                "reached": {gap: [first_reaching(run, gap) for run in runs] for gap in gaps},
+                "reached": {gap: _reaching(runs, gap) for gap in gaps},
                 "first_norm": [run[1]["grad_norm"] for run in runs],
-                "rise": [max(line["loss"] for line in run[1:21]) - run[1]["loss"] for run in runs],
+                "rise": [_rise(run) for run in runs],
             }
         )
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]], gaps: Sequence[float]) -> str:
-    """The rows as a Markdown table: median [lowest, highest] over seeds; images to a gap as the median and how many
-    seeds reached it."""
-    head = ["world", "variant", "seeds", "images", "right", "gap", *(f"images to {gap:g} nats" for gap in gaps)]
+    """Return the rows as a Markdown table: median [lowest, highest] over seeds; images to a gap as
+    the median and how many seeds reached it.
+    """
+    head = [
+        "world",
+        "variant",
+        "seeds",
+        "images",
+        "right",
+        "gap",
+        *(f"images to {gap:g} nats" for gap in gaps),
+    ]
     head += ["first gradient norm", "rise of the loss"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
@@ -57,30 +67,36 @@ def table(rows: Sequence[Mapping[str, Any]], gaps: Sequence[float]) -> str:
 
 
 def spread(values: Sequence[float], shape: str = ".2f") -> str:
-    """`median [lowest, highest]`, one number alone as it is."""
+    """Return `median [lowest, highest]`, one number alone as it is."""
     middle = format(float(np.median(values)), shape)
-    return middle if len(values) == 1 else f"{middle} [{min(values):{shape}}, {max(values):{shape}}]"
+    if len(values) == 1:
+        return middle
+    return f"{middle} [{min(values):{shape}}, {max(values):{shape}}]"
 
 
 def reached(images: Sequence[int | None]) -> str:
-    """`640 (3 of 5)`: the median over the seeds that reached it, and how many did."""
+    """Return `640 (3 of 5)`: the median over the seeds that reached it, and how many did."""
     known = [count for count in images if count is not None]
-    share = f"{len(known)} of {len(images)}"
-    return f"{int(np.median(known)):,} ({share})" if known else f"— ({share})"
+    middle = "—"
+    if known:
+        middle = f"{int(np.median(known)):,}"
+    return f"{middle} ({len(known)} of {len(images)})"
 
 
 def curves(trials: Trials, title: str) -> Figure:
-    """Gap against images (above) and against updates (below), a panel for each world; the line is the median over
-    seeds, the band from the lowest to the highest."""
+    """Draw the gap against images (above) and against updates (below), a panel for each world; the
+    line is the median over seeds, the band from the lowest to the highest.
+    """
     worlds = list(dict.fromkeys(world for world, _ in trials))
     figure = Figure(figsize=(5.5 * len(worlds), 8), layout="constrained")
     panels = figure.subplots(2, len(worlds), squeeze=False, sharey=True)
     for column, world in enumerate(worlds):
-        for row, axis in enumerate(("images", "step")):
+        for row, (axis, label) in enumerate((("images", "images seen"), ("step", "updates"))):
             axes = panels[row][column]
-            for variant, by_seed in ((v, seeds) for (w, v), seeds in trials.items() if w == world):
-                _draw(axes, variant, by_seed, axis)
-            axes.set(xlabel="images seen" if axis == "images" else "updates", ylabel="gap (nats per target token)")
+            for (own_world, variant), by_seed in trials.items():
+                if own_world == world:
+                    _draw(axes, variant, by_seed, axis)
+            axes.set(xlabel=label, ylabel="gap (nats per target token)")
             axes.grid(alpha=0.25)
             axes.axhline(0, color="#555555", linewidth=0.8)
         panels[0][column].set_title(world)
@@ -89,10 +105,34 @@ def curves(trials: Trials, title: str) -> Figure:
     return figure
 
 
-def _draw(axes: Any, variant: str, by_seed: Mapping[int, Sequence[dict[str, Any]]], axis: str) -> None:
-    measured = [[line for line in run if "gap" in line] for run in by_seed.values()]
+def _measured(run: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines at which the gap was measured."""
+    return [line for line in run if "gap" in line]
+
+
+def _reaching(runs: Sequence[Sequence[dict[str, Any]]], gap: float) -> list[int | None]:
+    """The images after which each run reached the gap."""
+    return [first_reaching(run, gap) for run in runs]
+
+
+def _rise(run: Sequence[dict[str, Any]]) -> float:
+    """The highest loss of the first 20 steps minus the first step's."""
+    return max(line["loss"] for line in run[1:21]) - run[1]["loss"]
+
+
+def _draw(
+    axes: Any, variant: str, by_seed: Mapping[int, Sequence[dict[str, Any]]], axis: str
+) -> None:
+    measured = [_measured(run) for run in by_seed.values()]
     points = min(len(run) for run in measured)
-    where = [float(np.median([run[i][axis] for run in measured])) for i in range(points)]
-    gaps = np.array([[run[i]["gap"] for i in range(points)] for run in measured])
-    (line,) = axes.plot(where, np.median(gaps, axis=0), linewidth=1.6, label=f"{variant} ({len(measured)})")
-    axes.fill_between(where, gaps.min(axis=0), gaps.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0)
+    places, gaps = np.zeros((2, len(measured), points))
+    for seed, run in enumerate(measured):
+        places[seed] = [line[axis] for line in run[:points]]
+        gaps[seed] = [line["gap"] for line in run[:points]]
+    where = np.median(places, axis=0)
+    (line,) = axes.plot(
+        where, np.median(gaps, axis=0), linewidth=1.6, label=f"{variant} ({len(measured)})"
+    )
+    axes.fill_between(
+        where, gaps.min(axis=0), gaps.max(axis=0), color=line.get_color(), alpha=0.15, linewidth=0
+    )

@@ -1,10 +1,13 @@
-"""A sweep: settings x worlds x seeds of one run file, each a trial in a process of its own; whole results are kept.
+"""A sweep: settings x worlds x seeds of one run file, each a trial in a process of its own; whole
+results are kept.
 
-A sweep that was interrupted continues with the trials that have no result; a setting may be added later.
+A sweep that was interrupted continues with the trials that have no result; a setting may be added
+later.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -17,18 +20,22 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from pargo_ds.addresses import LocalPath
-from pargo_ds.config import ConfigError, RunConfig, load_config
+from pargo_ds.config import RunConfig, load_config
+from pargo_ds.errors import ConfigError
 from pargo_ds.section import Section, faults_of
 from pargo_ds.settings_file import read_yaml
 
 
 class Sweep(Section):
-    """A sweep file. Values of `all` and of a variant are settings of the run file by their dotted names."""
+    """A sweep file.
+
+    Values of `all` and of a variant are settings of the run file by their dotted names.
+    """
 
     base: LocalPath
     """Run file that every trial starts from."""
     worlds: dict[str, LocalPath] = Field(min_length=1)
-    """Name -> folder with shards `train` and `held_out`."""
+    """Name -> folder with shards `train` and `validation`."""
     all: dict[str, Any] = {}
     """Settings of every trial."""
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -39,7 +46,8 @@ class Sweep(Section):
     gaps: list[float] = [1.0, 2.0, 3.0]
     """Gaps (nats) whose first reaching is reported."""
     until: float | None = None
-    """A trial ends when its measured gap (nats) is so large; without a word it takes all its steps."""
+    """A trial ends when its measured gap (nats) is so large; without a word it takes all its steps.
+    """
 
     @field_validator("worlds", "variants")
     @classmethod
@@ -75,34 +83,39 @@ def load_sweep(path: Path) -> Sweep:
 
 
 def jobs(sweep: Sweep, out: Path) -> list[Job]:
-    """Every trial of the sweep, seeds outermost, so that each variant has a first result early.
+    """Return every trial of the sweep, seeds outermost, so that each variant has a first result
+    early.
 
-    Raises ConfigError for settings that the run file does not take, or a world whose shards are not there.
+    Raises ConfigError for settings that the run file does not take, or a world whose shards are not
+    there.
     """
-    missing = [f"{name}: {folder}" for name, folder in sweep.worlds.items() if not (Path(folder) / "train").is_dir()]
+    missing = []
+    for name, folder in sweep.worlds.items():
+        if not (Path(folder) / "train").is_dir():
+            missing.append(f"{name}: {folder}")
     if missing:
         raise ConfigError(
             f"worlds without shards: {'; '.join(missing)}. Build one with: python tools/build_shards.py scenes FOLDER "
-            "--concepts NUMBER --train 1600 --held-out 300"
+            "--concepts NUMBER --train 1600 --validation 300"
         )
-    return [
-        Job(world, variant, seed, trial_run(sweep, out, world, variant, seed), place(out, world, variant, seed))
-        for seed in sweep.seeds
-        for world in sweep.worlds
-        for variant in sweep.variants
-    ]
+    found = []
+    for seed, world, variant in itertools.product(sweep.seeds, sweep.worlds, sweep.variants):
+        run = trial_run(sweep, out, world, variant, seed)
+        found.append(Job(world, variant, seed, run, place(out, world, variant, seed)))
+    return found
 
 
 def place(out: Path, world: str, variant: str, seed: int) -> Path:
+    """Return the file of one trial's lines."""
     return out / world / variant / f"seed_{seed}.jsonl"
 
 
 def trial_run(sweep: Sweep, out: Path, world: str, variant: str, seed: int) -> RunConfig:
-    """The run file of one trial."""
+    """Return the run file of one trial."""
     folder = Path(sweep.worlds[world])
     settings = {
         "data.train": str(folder / "train"),
-        "data.held_out": str(folder / "held_out"),
+        "data.validation": str(folder / "validation"),
         "data.workers": 0,
         "seed": seed,
         "output": str(out / "runs"),
@@ -110,14 +123,22 @@ def trial_run(sweep: Sweep, out: Path, world: str, variant: str, seed: int) -> R
         **sweep.all,
         **sweep.variants[variant],
     }
-    return load_config(sweep.base, [f"{name}={json.dumps(value)}" for name, value in settings.items()])
+    return load_config(
+        sweep.base, [f"{name}={json.dumps(value)}" for name, value in settings.items()]
+    )
 
 
-def run_sweep(todo: list[Job], *, every: int, until: float | None, workers: int) -> Iterator[tuple[int, list[str]]]:
-    """Run trials, `workers` at a time; yields (lines written so far, faults of trials that ended with an error)."""
+def run_sweep(
+    todo: list[Job], *, every: int, until: float | None, workers: int
+) -> Iterator[tuple[int, list[str]]]:
+    """Run trials, `workers` at a time; yields (lines written so far, faults of trials that ended
+    with an error).
+    """
     faults: list[str] = []
     # A process for each trial: what one leaves in memory is not the next one's.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         waiting: dict[Future, Job] = {pool.submit(_run_one, job, every, until): job for job in todo}
         while waiting:
             done, _ = wait(waiting, timeout=1.0, return_when=FIRST_COMPLETED)
@@ -129,7 +150,7 @@ def run_sweep(todo: list[Job], *, every: int, until: float | None, workers: int)
 
 
 def written(job: Job) -> int:
-    """Lines of a trial so far."""
+    """Return the lines of a trial so far."""
     for path in (job.out, job.out.with_name(job.out.name + ".part")):
         if path.is_file():
             return path.read_bytes().count(b"\n")
@@ -150,5 +171,5 @@ def _run_one(job: Job, every: int, until: float | None) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of one trial."""
+    """Read the lines of one trial."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,21 +1,22 @@
-"""The narrow door to the projector's attention: what is computed is fixed by masks.py, how is decided here.
+"""The attention of the projector. masks.py defines what is computed; this file chooses the backend
+that computes it.
 
-A backend changes speed and memory, never numbers. `auto` reads attention_table.py; what is chosen, and why, is logged
-once.
+Backends differ in speed and memory, not in results. The choice and its reason are logged once.
 
-Axis legend: q, k, v are `(images, heads, tokens, head_dim)`. Ragged pictures (groups.ragged) lie side by side in one
-row: k, v `(1, heads, all patches, head_dim)`.
+Axis legend: q, k, v are `(images, heads, tokens, head_dim)`.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from .attention_table import CASCADE, DEFAULTS, PARTIAL
-from .flash import PROVIDERS, Window, flash_varlen, resolve_provider, runs_on_gpu
+from .flash import PROVIDERS, Window, flash_varlen, resolve_provider
 from .groups import PatchGroups
 from .masks import cascade_mask, window_width
 from .partial_backends import BACKENDS
@@ -29,12 +30,12 @@ log = logging.getLogger("pargo_ds")
 
 @dataclass(frozen=True)
 class AttentionChoice:
-    """How attention is computed in one run; never saved with the model.
+    """The choice of attention backends for one run; it is not saved with the model.
 
     Args:
-        partial: auto | fused | flash_window | flash_varlen | dense: partial tokens and their patches.
+        partial: auto | fused | flash_window | flash_varlen | dense: partial tokens over patches.
         cascade: auto | flash | dense: partial tokens among themselves.
-        provider: auto | torch | flash_attn_2 | flash_attn_3 | flash_attn_4 | emulated: FlashAttention's source.
+        provider: auto | torch | flash_attn_2 | flash_attn_3 | flash_attn_4: the FlashAttention.
         llm: auto | varlen | sdpa | eager: packed sequences in the LLM.
 
     Raises:
@@ -47,232 +48,212 @@ class AttentionChoice:
     llm: str = "auto"
 
     def __post_init__(self) -> None:
-        known = {"partial": PARTIAL_BACKENDS, "cascade": CASCADE_BACKENDS, "provider": PROVIDERS, "llm": LLM_BACKENDS}
-        for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise ValueError(f"attention.{name} is '{getattr(self, name)}': choose one of {', '.join(words)}")
+        _check_word("partial", self.partial, PARTIAL_BACKENDS)
+        _check_word("cascade", self.cascade, CASCADE_BACKENDS)
+        _check_word("provider", self.provider, PROVIDERS)
+        _check_word("llm", self.llm, LLM_BACKENDS)
+
+
+def _check_word(key: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        raise ValueError(f"attention.{key} is '{word}': choose one of {', '.join(known)}")
 
 
 @lru_cache(maxsize=256)
-def say_once(message: str) -> None:
-    """Log a choice the first time that it is made."""
+def log_once(message: str) -> None:
+    """Log a message, but only once in the life of the process."""
     log.info(message)
 
 
+class Chosen(NamedTuple):
+    """The choice for one kind of attention: the backend, the source of FlashAttention, and the
+    message to log. `source` is "" for a backend that does not use FlashAttention.
+    """
+
+    backend: str
+    source: str
+    message: str
+
+
+# These functions are called in every layer of every step, so their results are cached.
+@lru_cache(maxsize=256)
+def choose_partial(backend: str, provider: str, even: bool, device: torch.device) -> Chosen:
+    """Choose the backend for partial tokens over patches. `even`: all groups have the same length.
+
+    Raises:
+        ValueError: the backend is unknown, or the provider is not available.
+    """
+    _check_word("partial", backend, PARTIAL_BACKENDS)
+    name, reason = backend, "asked for"
+    if backend == "auto":
+        name, reason = "fused", "auto: it reads each patch once, without a mask"
+    if backend == "flash_window" and not even:
+        name, reason = "fused", "flash_window needs groups of one length, these are uneven"
+    return _chosen("partial tokens", name, reason, provider, device)
+
+
+@lru_cache(maxsize=256)
+def choose_cascade(backend: str, provider: str, device: torch.device) -> Chosen:
+    """Choose the backend for the cascade.
+
+    Raises:
+        ValueError: the backend is unknown, or the provider is not available.
+    """
+    _check_word("cascade", backend, CASCADE_BACKENDS)
+    name, reason = backend, "asked for"
+    if backend == "auto":
+        name, reason = "dense", "auto: one call, which every device and dtype can compute"
+    return _chosen("cascade", name, reason, provider, device)
+
+
+def _chosen(subject: str, backend: str, reason: str, provider: str, device: torch.device) -> Chosen:
+    source = ""
+    if backend.startswith("flash"):
+        source, why = resolve_provider(provider, device)
+        reason += f"; provider {source}: {why}"
+    message = f"attention: {subject} by {backend} on {device.type} ({reason})"
+    return Chosen(backend, source, message)
+
+
 def partial_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     groups: PatchGroups,
     backend: str = "auto",
     provider: str = "auto",
-) -> torch.Tensor:
-    """PGP of the partial tokens: each looks at its group of patches.
+) -> Tensor:
+    """Compute PGP of the partial tokens: each of them attends to its group of patches.
 
-    q is `(images, heads, partial, head_dim)`, k and v `(images, heads, patches, head_dim)` (one row of all pictures
-    when ragged); returns the shape of q. flash_window needs even groups; uneven ones are computed by `fused`.
+    q is `(images, heads, partial, head_dim)`, k and v `(images, heads, patches, head_dim)`; the
+    result has the shape of q. flash_window needs even groups; `fused` computes uneven ones.
 
     Raises:
-        ValueError: shapes that do not fit `groups`, an unknown backend, a provider that is not there, or more groups
-            than flash_varlen takes.
+        ValueError: shapes that do not fit `groups`, an unknown backend, a provider that is not
+            there, or more groups than flash_varlen takes.
     """
     _check_shapes(q, k, v, groups)
-    if q.shape[2] == 0:
+    if groups.num_partial == 0:
         return torch.zeros_like(q)
-    name = choose_partial(backend, provider, groups, q.shape[-1], q.device)
-    images = q.shape[0]
-    if groups.ragged:  # all pictures' groups in one row
-        q = q.transpose(0, 1).flatten(1, 2).unsqueeze(0)
-    out = BACKENDS[name](q, k, v, groups, provider)
-    if groups.ragged:
-        out = out[0].unflatten(1, (images, groups.num_partial)).transpose(0, 1)
-    return out
+    chosen = choose_partial(backend, provider, groups.even, q.device)
+    log_once(chosen.message)
+    return BACKENDS[chosen.backend](q, k, v, groups, chosen.source)
 
 
-def _check_shapes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: PatchGroups) -> None:
-    rows = 1 if groups.ragged else q.shape[0]
-    images = groups.num_images if groups.ragged else q.shape[0]
-    expected_q = (images, q.shape[1], groups.num_partial, q.shape[3])
-    expected_k = (rows, q.shape[1], groups.patches_per_row, q.shape[3])
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, groups: PatchGroups) -> None:
+    images, heads, _, head_dim = q.shape
+    expected_q = (images, heads, groups.num_partial, head_dim)
+    expected_k = (images, heads, groups.num_patches, head_dim)
     if q.shape != expected_q or k.shape != expected_k or v.shape != expected_k:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit the groups: expected {expected_q} "
-            f"and twice {expected_k} (pictures or rows, heads, tokens, head_dim)"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit the groups: "
+            f"expected {expected_q} and twice {expected_k} (images, heads, tokens, head_dim)"
         )
 
 
-def choose_partial(backend: str, provider: str, groups: PatchGroups, head_dim: int, device: torch.device) -> str:
-    """Backend that computes these groups; logs the choice and its reason once.
-
-    Raises:
-        ValueError: unknown backend, or a provider that is not there.
-    """
-    if backend not in PARTIAL_BACKENDS:
-        raise ValueError(f"unknown attention.partial '{backend}': choose one of {', '.join(PARTIAL_BACKENDS)}")
-    name, reason = backend, "asked for"
-    if backend == "auto":
-        key = (device_kind(device), head_dim, groups.longest)
-        name, reason = _look_up(PARTIAL, key, _default(device)[0], "patches per group")
-    if name == "flash_window" and not groups.even:
-        name, reason = "fused", "flash_window needs groups of one length, these are uneven"
-    if name.startswith("flash"):
-        source, why = resolve_provider(provider, device)
-        reason += f"; provider {source}: {why}"
-    say_once(f"attention: partial tokens by {name} on {device.type} ({reason})")
-    return name
-
-
-def device_kind(device: torch.device) -> str:
-    """Name of a row in attention_table.py: the GPU's name, else the device type."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _default(device: torch.device) -> tuple[str, str]:
-    return DEFAULTS.get(device.type, DEFAULTS["cpu"])
-
-
-def _look_up(
-    table: dict[tuple[str, int, int], str], key: tuple[str, int, int], default: str, what: str
-) -> tuple[str, str]:
-    kind, head_dim, size = key
-    described = f"{kind}, head_dim {head_dim}, {size} {what}"
-    if key in table:
-        return table[key], f"measured fastest: {described}"
-    return default, f"default, not measured: {described}"
-
-
-def global_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, groups: PatchGroups | None = None, provider: str = "auto"
-) -> torch.Tensor:
-    """Plain attention without a mask: global tokens over all patches of their picture, or (`release`) among themselves.
-
-    q is `(images, heads, tokens, head_dim)`; with ragged `groups` k and v are one row of all pictures' patches.
-    """
-    if groups is None or not groups.ragged:
-        return F.scaled_dot_product_attention(q, k, v)
-    images, _, tokens, _ = q.shape
-    ends = groups.cu_patches
-    if runs_on_gpu(q, provider):
-        cu_q = torch.arange(images + 1, device=q.device, dtype=torch.int32) * tokens
-        cu_k = torch.tensor(ends, device=q.device, dtype=torch.int32)
-        longest = max(stop - start for start, stop in zip(ends, ends[1:], strict=False))
-        out = flash_varlen(
-            q.transpose(1, 2).flatten(0, 1), k[0].transpose(0, 1), v[0].transpose(0, 1),
-            cu_q, cu_k, tokens, longest, provider=provider,
-        )  # fmt: skip
-        return out.unflatten(0, (images, tokens)).transpose(1, 2)
-    pictures = zip(ends, ends[1:], strict=False)
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(q[i : i + 1], k[:, :, start:stop], v[:, :, start:stop])
-            for i, (start, stop) in enumerate(pictures)
-        ]
-    )
-
-
 def cascade_attention(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     layer: int,
     depth: int,
     cascade: str = "shifted",
     backend: str = "auto",
     provider: str = "auto",
-) -> torch.Tensor:
-    """CPP: self-attention among the partial tokens under the window of `layer` (1-based) of `depth`.
+) -> Tensor:
+    """Compute CPP: self-attention among the partial tokens under the window of one layer.
 
-    q, k, v and the result are `(images, heads, partial, head_dim)`.
+    `layer` counts from 1 to `depth`. q, k, v and the result are
+    `(images, heads, partial, head_dim)`.
 
     Raises:
-        ValueError: unknown cascade or backend, a layer outside 1..depth, or a provider that is not there.
+        ValueError: an unknown cascade or backend, a layer outside 1..depth, or a provider that is
+            not there.
     """
-    name = choose_cascade(backend, provider, q.shape[2], q.shape[3], q.device)
-    if name == "dense":
+    chosen = choose_cascade(backend, provider, q.device)
+    log_once(chosen.message)
+    if chosen.backend == "dense":
         mask = _cascade_mask(q.shape[2], layer, depth, cascade, q.device)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     width = window_width(q.shape[2], layer, depth)
     if cascade == "shifted":
-        return _shifted_window(q, k, v, width, provider)
+        return _shifted_window(q, k, v, width, chosen.source)
     if cascade == "none":
-        return _OwnValue.apply(q, k, v)
+        return _SelfAttentionOfOne.apply(q, k, v)
     windows: dict[str, Window | None] = {
-        "centered": (width // 2, width - width // 2 - 1), "each_side": (width, width), "release": None
-    }  # fmt: skip
+        "centered": (width // 2, width - width // 2 - 1),
+        "each_side": (width, width),
+        "release": None,
+    }
     if cascade not in windows:
-        cascade_mask(q.shape[2], layer, depth, cascade)  # names the known ones
-    return _windowed(q, k, v, windows[cascade], provider)
-
-
-def choose_cascade(backend: str, provider: str, num_partial: int, head_dim: int, device: torch.device) -> str:
-    """Backend of the cascade; logs the choice and its reason once.
-
-    Raises:
-        ValueError: unknown backend, or a provider that is not there.
-    """
-    if backend not in CASCADE_BACKENDS:
-        raise ValueError(f"unknown attention.cascade '{backend}': choose one of {', '.join(CASCADE_BACKENDS)}")
-    name, reason = backend, "asked for"
-    if backend == "auto":
-        key = (device_kind(device), head_dim, num_partial)
-        name, reason = _look_up(CASCADE, key, _default(device)[1], "partial tokens")
-    if name == "flash":
-        source, why = resolve_provider(provider, device)
-        reason += f"; provider {source}: {why}"
-    say_once(f"attention: cascade by {name} on {device.type} ({reason})")
-    return name
+        cascade_mask(q.shape[2], layer, depth, cascade)  # its error names the known ones
+    return _windowed(q, k, v, windows[cascade], chosen.source)
 
 
 @lru_cache(maxsize=256)
-def _cascade_mask(num_partial: int, layer: int, depth: int, cascade: str, device: torch.device) -> torch.Tensor | None:
-    # An inference tensor could not be saved for a later backward pass, so leave inference mode while building.
+def _cascade_mask(
+    num_partial: int,
+    layer: int,
+    depth: int,
+    cascade: str,
+    device: torch.device,
+) -> Tensor | None:
+    # An inference tensor could not be saved for a later backward pass, so leave inference mode.
     with torch.inference_mode(False):
         mask = cascade_mask(num_partial, layer, depth, cascade)
-        # Without a mask SDPA may pick a faster kernel.
-        return None if bool(mask.all()) else mask.to(device)
+        if bool(mask.all()):
+            return None  # without a mask SDPA may pick a faster kernel
+        return mask.to(device)
 
 
-def _shifted_window(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, width: int, provider: str) -> torch.Tensor:
-    """Always `width` keys, moved inwards at the edges, as three calls without a mask: the first width // 2 rows see the
-    first keys in full, the last rows the last keys in full, and those between them a causal window of all keys, which
-    bottom-right alignment puts into place."""
+def _shifted_window(q: Tensor, k: Tensor, v: Tensor, width: int, source: str) -> Tensor:
+    """Attention to exactly `width` keys, with a window that moves inwards at the edges, as three
+    calls without a mask.
+
+    The first width // 2 rows see the first keys in full, the last rows see the last keys in full,
+    and those between them see a causal window of all keys, which bottom-right alignment puts into
+    its place.
+    """
     count = q.shape[2]
     if width == 1:
-        return _OwnValue.apply(q, k, v)
+        return _SelfAttentionOfOne.apply(q, k, v)
     if width == count:
-        return _windowed(q, k, v, None, provider)
-    first, middle = width // 2, count - width + 1
-    parts = [_windowed(q[:, :, :first], k[:, :, :width], v[:, :, :width], None, provider)]
-    parts.append(_windowed(q[:, :, first : first + middle], k, v, (width - 1, 0), provider))
-    if first + middle < count:
+        return _windowed(q, k, v, None, source)
+    top, bottom = width // 2, width // 2 + count - width + 1
+    parts = [
+        _windowed(q[:, :, :top], k[:, :, :width], v[:, :, :width], None, source),
+        _windowed(q[:, :, top:bottom], k, v, (width - 1, 0), source),
+    ]
+    if bottom < count:
         last = slice(count - width, None)
-        parts.append(_windowed(q[:, :, first + middle :], k[:, :, last], v[:, :, last], None, provider))
+        parts.append(_windowed(q[:, :, bottom:], k[:, :, last], v[:, :, last], None, source))
     return torch.cat(parts, dim=2)
 
 
-def _windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Window | None, provider: str) -> torch.Tensor:
-    """One varlen call, one sequence per picture."""
+def _windowed(q: Tensor, k: Tensor, v: Tensor, window: Window | None, source: str) -> Tensor:
+    """One varlen call with one sequence per image."""
     images, _, rows, _ = q.shape
     keys = k.shape[2]
     count = torch.arange(images + 1, device=q.device, dtype=torch.int32)
-    flat = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
-    ends = count * rows
-    out = flash_varlen(
-        *flat, ends, ends if keys == rows else count * keys, rows, keys, window=window, provider=provider
-    )
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    ends_q, ends_k = count * rows, count * keys
+    out = flash_varlen(q, k, v, ends_q, ends_k, rows, keys, window=window, source=source)
     return out.unflatten(0, (images, rows)).transpose(1, 2)
 
 
-class _OwnValue(torch.autograd.Function):
-    """A window of one token: the softmax of one score is 1. q and k get zeros, as from any other backend, so that every
-    weight has a gradient in every layer."""
+class _SelfAttentionOfOne(torch.autograd.Function):
+    """Attention of each token to itself alone: the softmax of a single score is 1.
+
+    The gradients of q and k are zeros, as in all other backends, so that every weight has a
+    gradient.
+    """
 
     @staticmethod
-    def forward(ctx, q, k, v):  # type: ignore[no-untyped-def]
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(q, k)
         return v.clone()
 
     @staticmethod
-    def backward(ctx, dout):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = ctx.saved_tensors
         return torch.zeros_like(q), torch.zeros_like(k), dout

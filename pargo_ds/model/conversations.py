@@ -1,6 +1,9 @@
-"""Turns as Hugging Face writes them: content as text or as a list of parts, pictures inside or beside them."""
+"""Read turns as Hugging Face writes them: their content is a text or a list of parts, and images
+are given in the parts or separately.
+"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from .configuration_pargo import IMAGE_PLACEHOLDER
@@ -11,10 +14,10 @@ SOURCES = ("image", "url", "path", "base64")
 
 
 def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
-    """The turns with their content as text; what else they carry is left to the template.
+    """Return the turns with their content as text. Other keys of a turn are kept for the template.
 
     Raises:
-        ValueError: no turns, an unknown role or kind of part, a picture inside an answer.
+        ValueError: no turns, an unknown role or kind of part, an image inside an answer.
     """
     if not turns:
         raise ValueError("the conversation has no turns")
@@ -22,41 +25,58 @@ def checked_turns(turns: Sequence[Turn]) -> list[Turn]:
     for i, turn in enumerate(turns):
         role = turn.get("role")
         if role not in ROLES:
-            raise ValueError(f"turn {i} has role {role!r}: expected 'system', 'user' or 'assistant'")
+            raise ValueError(
+                f"turn {i} has role {role!r}: expected 'system', 'user' or 'assistant'"
+            )
         try:
             content = as_text(turn.get("content"))
         except ValueError as error:
             raise ValueError(f"turn {i} ({role}): {error}") from error
         if role == "assistant" and IMAGE_PLACEHOLDER in content:
-            raise ValueError(f"turn {i} is an answer with {IMAGE_PLACEHOLDER} in it: pictures belong to user turns")
+            raise ValueError(
+                f"turn {i} is an answer with {IMAGE_PLACEHOLDER} in it: images belong to user turns"
+            )
         checked.append({**turn, "content": content})
     return checked
 
 
 def as_text(content: str | Sequence[Mapping[str, Any]] | None) -> str:
-    """Content -> text, each picture written `<image>`. Raises ValueError for a part that is neither text nor image."""
+    """Return the content as text, with each image written `<image>`.
+
+    Raises ValueError for a part that is neither text nor image.
+    """
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(_part_as_text(part) for part in content)
 
 
 def image_sources(conversations: Sequence[Sequence[Turn]], images: Any) -> Any:
-    """What stands for the pictures: `images`, or what the parts of the turns name, in order of appearance.
+    """Return the images: `images`, or the images that the parts of the turns name, in order of
+    appearance.
 
     Raises:
-        ValueError: pictures in both places.
+        ValueError: images in both places.
     """
-    inside = [
-        source
-        for turns in conversations
-        for turn in turns
-        if not isinstance(turn.get("content") or "", str)
-        for part in turn["content"]
-        if (source := _source(part)) is not None
-    ]
-    if inside and images is not None:
-        raise ValueError(f"{len(inside)} pictures stand in the conversation, and images are given too: use one way")
-    return inside if images is None else images
+    inside = list(_named_in(conversations))
+    if images is None:
+        return inside
+    if inside:
+        raise ValueError(
+            f"{len(inside)} images stand in the conversation, and images are given too: use one way"
+        )
+    return images
+
+
+def _named_in(conversations: Sequence[Sequence[Turn]]) -> Iterator[Any]:
+    """Yield what the parts of the turns name as images."""
+    for turn in chain.from_iterable(conversations):
+        content = turn.get("content") or ""
+        if isinstance(content, str):
+            continue
+        for part in content:
+            source = _source(part)
+            if source is not None:
+                yield source
 
 
 def _part_as_text(part: Mapping[str, Any] | str) -> str:
@@ -75,7 +95,14 @@ def _source(part: Mapping[str, Any] | str) -> Any:
         return None
     if part.get("type") == "image_url":  # OpenAI's way
         address = part.get("image_url")
-        return address.get("url") if isinstance(address, Mapping) else address
+        if isinstance(address, Mapping):
+            return address.get("url")
+        return address
     if part.get("type") != "image":
         return None
     return next((part[name] for name in SOURCES if part.get(name) is not None), None)
+
+
+def plain_turn(role: str, content: str) -> Turn:
+    """Return a turn of a conversation."""
+    return {"role": role, "content": content}

@@ -1,4 +1,4 @@
-"""A vision encoder tried on images of the size that is asked for, before any weights are loaded."""
+"""Try a vision encoder on images of the wanted size, before any weights are loaded."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -8,12 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-TINY_ENCODER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TINY_ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 """Sizes of a small copy of an encoder of transformers."""
 
 
 class EncoderError(ValueError):
-    """An encoder that does not run on plain images of the size that is asked for."""
+    """A vision encoder does not run on images of the wanted size."""
 
 
 def try_out(
@@ -23,10 +28,11 @@ def try_out(
     build: Callable[[], tuple[nn.Module, Callable]],
     own_size: object = None,
 ) -> torch.Tensor:
-    """What an encoder with random weights gives for two images; `build` returns it and what makes features of pixels.
+    """Return the features of two images by an encoder with random weights. `build` returns the
+    encoder and its function from pixels to features.
 
-    At `own_size`, the size that it was trained and published for, it may pass by pixels at the edges, with a warning:
-    SigLIP so400m sees 378 of its 384 pixels.
+    At `own_size`, the size for which it was published, an encoder may ignore pixels at the edges,
+    with a warning: SigLIP so400m uses 378 of its 384 pixels.
 
     Raises:
         EncoderError: it cannot be built, or takes no plain images of this size.
@@ -59,24 +65,35 @@ def try_out(
 
 @contextmanager
 def _strides_that_do_not_fit(backbone: nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """Yields a list that receives (stride, rows that it gets) of each convolution which passes by the last rows."""
+    """Yields a list that receives (stride, rows that it gets) of each convolution which passes by
+    the last rows.
+    """
     found: list[tuple[int, int]] = []
 
     def note(convolution: nn.Conv2d, inputs: tuple[torch.Tensor, ...]) -> None:
-        stride, kernel, padding = convolution.stride[0], convolution.kernel_size[0], convolution.padding
-        size, padded = inputs[0].shape[-2], 0 if isinstance(padding, str) else padding[0]
-        # A kernel smaller than its stride is a shortcut beside the convolution that looks at all rows.
+        stride, kernel, padding = (
+            convolution.stride[0],
+            convolution.kernel_size[0],
+            convolution.padding,
+        )
+        size = inputs[0].shape[-2]
+        padded = 0 if isinstance(padding, str) else padding[0]
+        # A kernel smaller than its stride is a shortcut beside the convolution that uses all rows.
         if kernel >= stride > 1 and (size + 2 * padded - kernel) % stride > padded:
             found.append((stride, size))
 
     # Subclasses of timm's pad their input themselves.
-    handles = [m.register_forward_pre_hook(note) for m in backbone.modules() if type(m) is nn.Conv2d]
+    convolutions = [module for module in backbone.modules() if type(module) is nn.Conv2d]
+    handles = [convolution.register_forward_pre_hook(note) for convolution in convolutions]
     yield found
     for handle in handles:
         handle.remove()
 
 
 def tiny_encoder(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of an encoder of transformers, with TINY_ENCODER's sizes."""
+    """Return the configuration of an encoder of transformers, with TINY_ENCODER's sizes."""
     sizes = {key: value for key, value in TINY_ENCODER.items() if isinstance(body.get(key), int)}
-    return {k: v for k, v in body.items() if k not in ("out_features", "out_indices", "stage_names")} | sizes
+    tiny = dict(body) | sizes
+    for key in ("out_features", "out_indices", "stage_names"):
+        tiny.pop(key, None)
+    return tiny

@@ -1,77 +1,139 @@
-"""Visual tokens among word embeddings.
+"""Insert visual tokens into word embeddings.
 
-Axis legend: ids and `is_image` are `(rows, tokens)`, embeddings `(rows, tokens, llm_dim)`; pixels are
-`(images, 3, height, width)` for all pictures of all rows, in order of appearance.
+Axis legend: ids and `is_image` are `(rows, tokens)`, embeddings `(rows, tokens, llm_dim)`; pixels
+are `(images, 3, height, width)` for all images of all rows, in order of appearance.
 """
+
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .configuration_pargo import ParGoConfig
 from .llm import embedding_scale
+from .places import flat_places
+from .projectors import Projector
+from .vision import VisionTower
 
 
 class ParGoFusion:
-    """What a model with `vision`, `projector`, `llm` and their `config` does with pictures before the LLM runs."""
+    """The part of a model that handles images before the LLM runs; it uses `vision`, `projector`,
+    `llm` and `config`.
+    """
+
+    config: ParGoConfig
+    vision: VisionTower
+    projector: Projector
+    llm: PreTrainedModel
+
+    if TYPE_CHECKING:
+
+        def get_input_embeddings(self) -> nn.Module: ...
+
+    @overload
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: Literal[False] = False
+    ) -> torch.Tensor: ...
+
+    @overload
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: Literal[True]
+    ) -> BaseModelOutputWithPooling: ...
 
     def get_image_features(
         self, pixel_values: torch.Tensor, return_dict: bool = False
     ) -> torch.Tensor | BaseModelOutputWithPooling:
-        """Pictures `(images, 3, height, width)` -> visual tokens `(images, partial + global, llm_dim)`.
+        """Compute the visual tokens `(images, tokens, llm_dim)` of images `(images, 3, height,
+        width)`.
 
-        return_dict: an output as transformers 5 has it for other models, the visual tokens as `pooler_output`, the
-        encoder's features `(images, patches, vision_dim)` as `last_hidden_state`.
+        return_dict: an output as transformers 5 has it for other models, the visual tokens as
+        `pooler_output`, the encoder's features `(images, patches, vision_dim)` as
+        `last_hidden_state`.
         """
         features = self.vision(pixel_values)
         tokens = self.projector(features.to(_float_dtype(self.projector)))
-        return BaseModelOutputWithPooling(features, tokens) if return_dict else tokens
+        if return_dict:
+            return BaseModelOutputWithPooling(features, tokens)
+        return tokens
 
-    def merge_pictures(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
-        """Word embeddings with the visual tokens in their places, for `forward` and `generate` as `inputs_embeds`.
+    def merge_images(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the word embeddings with the visual tokens in their places, for `forward` and
+        `generate` as `inputs_embeds`.
 
         Args:
-            input_ids: `(rows, tokens)`; each picture is a run of `config.visual_tokens` image tokens.
-            pixel_values: `(images, 3, height, width)`, all pictures of all rows in order of appearance.
+            input_ids: `(rows, tokens)`; each image is a run of `config.visual_tokens` image tokens.
+            pixel_values: `(images, 3, height, width)`, all images of all rows in order of
+                appearance.
 
         Returns `(rows, tokens, llm_dim)`.
 
         Raises:
-            ValueError: pictures and placeholders do not match.
+            ValueError: images and placeholders do not match.
         """
         return self._embed(input_ids, pixel_values, check=True)
 
-    def _embed_step(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, cached: int) -> torch.Tensor:
+    def _embed_step(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        cached: int,
+        images: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Embeddings of the tokens after `cached` ones, `(rows, tokens, llm_dim)`."""
         if cached and input_ids.shape[1] == 1:  # one generated token
             return self._embed(input_ids, None, check=False)
         if cached and pixel_values is not None and input_ids.shape[0] == 1:
-            # A conversation goes on: the processor gives all its pictures, the cache has seen the first ones.
+            # In a continued conversation the processor gives all images, and the cache has the
+            # first ones already.
             new = int((input_ids == self.config.image_token_id).sum()) // self.config.visual_tokens
             pixel_values = pixel_values[-new:] if new else None
-        return self._embed(input_ids, pixel_values, check=True)
+        return self._embed(input_ids, pixel_values, check=True, images=images)
 
-    def _embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None, check: bool) -> torch.Tensor:
-        """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`."""
+    def _embed(
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None,
+        check: bool,
+        images: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Word embeddings with the visual tokens in their places, `(rows, tokens, llm_dim)`.
+
+        `images` `(visual tokens,)`: those places in the flattened ids; None: where the image token
+        is, for which the host waits.
+        """
         is_image = input_ids == self.config.image_token_id
-        # The image token need not be in the vocabulary; any known id does for the look-up.
+        # The image token may be outside the vocabulary, so look up another id in its place.
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         num_images = 0 if pixel_values is None else pixel_values.shape[0]
-        if check:
-            self._check_placeholders(int(is_image.sum()), num_images)
-        if pixel_values is None:
+        if images is None and (check or num_images):
+            images = flat_places(is_image)
+        if check and images is not None:
+            self._check_placeholders(images.numel(), num_images)
+        if pixel_values is None or images is None:
             return embeds
         if num_images == 0:
             blank = pixel_values.new_zeros((1, *pixel_values.shape[1:]))
             return embeds + 0 * self.get_image_features(blank).float().sum().to(embeds.dtype)
-        return self._place_pictures(embeds, is_image, pixel_values)
+        return self._place_images(embeds, images, pixel_values)
 
-    def _place_pictures(self, embeds: torch.Tensor, is_image: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _place_images(
+        self, embeds: torch.Tensor, images: torch.Tensor, pixel_values: torch.Tensor
+    ) -> torch.Tensor:
         tokens = self.get_image_features(pixel_values).to(embeds.device, embeds.dtype)
-        tokens = tokens * torch.as_tensor(embedding_scale(self.llm), dtype=tokens.dtype, device=tokens.device)
-        return embeds.masked_scatter(is_image.unsqueeze(-1), tokens)  # (rows, tokens, llm_dim)
+        scale = embedding_scale(self.llm)
+        if isinstance(scale, torch.Tensor) or scale != 1.0:
+            tokens = tokens * torch.as_tensor(scale, dtype=tokens.dtype, device=tokens.device)
+        placed = embeds.flatten(0, 1).index_copy(0, images, tokens.flatten(0, 1))
+        return placed.view_as(embeds)  # (rows, tokens, llm_dim)
 
     def _image_places(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Where embeddings are that of the image token, `(rows, tokens)` bool: prompt tuning embeds words itself."""
+        """Return where embeddings are those of the image token, `(rows, tokens)` bool. Prompt
+        tuning needs this, because it embeds words itself.
+        """
         token, vocabulary = self.config.image_token_id, self.config.text_config.vocab_size
         if token >= vocabulary:
             raise ValueError(
@@ -86,8 +148,8 @@ class ParGoFusion:
         per_image = self.config.visual_tokens
         if found != num_images * per_image:
             raise ValueError(
-                f"{found} image tokens (id {self.config.image_token_id}) in input_ids but {num_images} pictures of "
-                f"{per_image} visual tokens each: expected {num_images * per_image}. Each picture needs one <image> in "
+                f"{found} image tokens (id {self.config.image_token_id}) in input_ids but {num_images} images of "
+                f"{per_image} visual tokens each: expected {num_images * per_image}. Each image needs one <image> in "
                 "the text, and the processor's visual_tokens must equal the model's"
             )
 

@@ -1,4 +1,6 @@
-"""Pictures -> pixel_values, as Hugging Face's image processors are called; training and inference come through here."""
+"""Convert images to pixel_values, with the interface of Hugging Face's image processors. Training
+and inference both use this class.
+"""
 
 from typing import Any
 
@@ -7,11 +9,10 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .configuration_pargo import IMAGE_PLACEHOLDER  # noqa: F401  (the files that pictures needs, for transformers 4.57)
-from .masks import CASCADES  # noqa: F401
-from .pictures import RESIZES, flat_pictures, open_picture, to_pixels, to_square
+from .images import RESIZES, flat_images, open_image, to_pixels, to_square
 
-# What the pixels are, in words of Hugging Face's image processors; another value is refused.
+# The properties of the pixels in the option names of Hugging Face's image processors; other values
+# are refused.
 FIXED = {
     "do_resize": True,
     "do_convert_rgb": True,
@@ -23,11 +24,11 @@ PER_CALL = ("input_data_format", "return_tensors")
 
 
 class ParGoImageProcessor(BaseImageProcessor):
-    """Square pictures of raw uint8 pixels; the model itself normalises them.
+    """Square images of raw uint8 pixels; the model itself normalises them.
 
     Args:
         image_size: side of the square that the encoder takes, pixels.
-        resize: stretch the picture to the square, crop its middle, or pad it with grey.
+        resize: stretch the image to the square, crop its middle, or pad it with grey.
 
     Raises:
         ValueError: an unknown resize, a size below 1.
@@ -48,42 +49,51 @@ class ParGoImageProcessor(BaseImageProcessor):
 
     @property
     def size(self) -> dict[str, int]:
-        """The square, in Hugging Face's words."""
+        """The size of the square, in the form that Hugging Face uses."""
         return {"height": self.image_size, "width": self.image_size}
 
-    def pixels(self, picture: Image.Image | torch.Tensor) -> torch.Tensor:
-        """PIL picture of any mode, or uint8 RGB `(3, height, width)` -> uint8 `(3, image_size, image_size)`.
+    def pixels(self, image: Image.Image | torch.Tensor) -> torch.Tensor:
+        """Make pixels, uint8 `(3, image_size, image_size)`, of a PIL image of any mode, or of uint8
+        RGB `(3, height, width)`.
 
-        Of a PIL picture the EXIF rotation is applied, transparent pixels are laid onto white, grey and palettes become
-        RGB. Both are resized by the same code: bicubic, antialiased.
+        Of a PIL image the EXIF rotation is applied, transparent pixels are laid onto white, grey
+        and palettes become RGB. Both are resized by the same code: bicubic, antialiased.
 
         Raises:
             ValueError: a tensor of another type or shape.
         """
-        return to_square(to_pixels(picture), self.image_size, self.resize)
+        return to_square(to_pixels(image), self.image_size, self.resize)
 
-    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """Pictures -> pixel_values, uint8 `(images, 3, image_size, image_size)`, a list of them without return_tensors.
+    def preprocess(  # type: ignore[override]  # transformers has two of that name
+        self, images: Any, **kwargs: Any
+    ) -> BatchFeature:
+        """Make pixel_values of images: uint8 `(images, 3, image_size, image_size)`, a list of them
+        without return_tensors.
 
         Args:
-            images: a picture as `open_picture` takes it, or lists of pictures, which become one flat list.
-            kwargs: return_tensors; input_data_format ("channels_first" or "channels_last") of numbers; the words of
-                FIXED, with the values that they have.
+            images: an image as `open_image` takes it, or lists of images, which become one flat
+                list.
+            kwargs: return_tensors; input_data_format ("channels_first" or "channels_last") of
+                numbers; the words of FIXED, with the values that they have.
 
         Raises:
-            ValueError: no picture, another word or value: pixels stay what training sees.
+            ValueError: no image, another word or value: pixels stay what training sees.
         """
         self._check(kwargs)
-        pictures = flat_pictures(images)
-        if not pictures:
-            raise ValueError("no picture was given")
-        channels = getattr(kwargs.get("input_data_format"), "value", kwargs.get("input_data_format"))
-        squares = [self.pixels(open_picture(picture, channels)) for picture in pictures]
-        return BatchFeature({"pixel_values": torch.stack(squares)}, tensor_type=kwargs.get("return_tensors"))
+        flat = flat_images(images)
+        if not flat:
+            raise ValueError("no image was given")
+        channels = getattr(
+            kwargs.get("input_data_format"), "value", kwargs.get("input_data_format")
+        )
+        squares = [self.pixels(open_image(image, channels)) for image in flat]
+        return BatchFeature(
+            {"pixel_values": torch.stack(squares)}, tensor_type=kwargs.get("return_tensors")
+        )
 
     def _check(self, kwargs: dict[str, Any]) -> None:
         settings = {name: getattr(self, name) for name in FIXED}
-        given = {name: value for name, value in kwargs.items() if value is not None and name not in PER_CALL}
+        given = {k: v for k, v in kwargs.items() if v is not None and k not in PER_CALL}
         for name, value in (settings | given).items():
             if name not in FIXED:
                 raise ValueError(

@@ -1,12 +1,16 @@
-"""Triton: attention of each partial token to its own group of patches, forward and backward in one pass each.
+"""Triton: attention of each partial token to its own group of patches, forward and backward in one
+pass each.
 
-Under one FLOP per byte, so the kernels only have to read k and v once: a program holds a block of groups and walks
-over their patches with a running softmax in float32. Backward computes the weights again. Each patch belongs to
-exactly one group, so dk and dv are written once, without atomics: two runs are bit-equal.
+Under one FLOP per byte, so the kernels only have to read k and v once: a program holds a block of
+groups and walks over their patches with a running softmax in float32. Backward computes the weights
+again. Each patch belongs to exactly one group, so dk and dv are written once, without atomics: two
+runs are bit-equal.
 
-Axis legend: q `(rows, heads, groups, head_dim)`; k, v `(rows, heads, patches, head_dim)`; group i holds the patches
-`order[bounds[i] : bounds[i + 1]]`.
+Axis legend: q `(rows, heads, groups, head_dim)`; k, v `(rows, heads, patches, head_dim)`; group i
+holds the patches `order[bounds[i] : bounds[i + 1]]`.
 """
+
+from typing import Any
 
 import torch
 
@@ -29,7 +33,7 @@ if triton is not None:
     FLOOR = tl.constexpr(-3.0e38)
 
     @triton.jit
-    def _places(block, bounds, groups, BLOCK: tl.constexpr):
+    def _places(block, bounds, groups, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton's language
         # Groups of this program, their first place and end; groups past the last one are empty.
         i = block * BLOCK + tl.arange(0, BLOCK)
         held = i < groups
@@ -38,7 +42,7 @@ if triton is not None:
         return i, held, start, end
 
     @triton.jit
-    def _patch(place, ok, order, HAS_ORDER: tl.constexpr):
+    def _patch(place, ok, order, HAS_ORDER: tl.constexpr):  # type: ignore[no-untyped-def]  # Triton's language
         # int64, because offsets into a large batch pass 2 ** 31.
         if HAS_ORDER:
             patch = tl.load(order + place, mask=ok, other=0).to(tl.int64)
@@ -47,7 +51,7 @@ if triton is not None:
         return patch
 
     @triton.jit
-    def _forward(
+    def _forward(  # type: ignore[no-untyped-def]  # Triton's language
         q, k, v, out, bounds, order, scale, groups, heads, blocks, longest, head_dim,
         q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, o_row, o_head, o_token,
         HAS_ORDER: tl.constexpr, BLOCK: tl.constexpr, DIM: tl.constexpr,
@@ -86,7 +90,7 @@ if triton is not None:
         tl.store(out + at_o, (acc / total[:, None]).to(out.dtype.element_ty), mask=ours)
 
     @triton.jit
-    def _backward(
+    def _backward(  # type: ignore[no-untyped-def]  # Triton's language
         q, k, v, dout, dq, dk, dv, bounds, order, scale, groups, heads, blocks, longest, head_dim,
         q_row, q_head, q_token, k_row, k_head, k_token, v_row, v_head, v_token, o_row, o_head, o_token,
         dq_row, dq_head, dq_token, dk_row, dk_head, dk_token, dv_row, dv_head, dv_token,
@@ -147,15 +151,22 @@ if triton is not None:
 
 
 def _strides(*tensors: torch.Tensor) -> list[int]:
-    return [stride for x in tensors for stride in x.stride()[:3]]
+    strides: list[int] = []
+    for x in tensors:
+        strides += x.stride()[:3]
+    return strides
 
 
 def _dense_last(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    if x.stride(-1) == 1:
+        return x
+    return x.contiguous()
 
 
 def _sizes(q: torch.Tensor) -> tuple[int, int, int]:
-    """(groups per program, padded head_dim, programs per row and head): about 2048 numbers per operand and program."""
+    """(groups per program, padded head_dim, programs per row and head): about 2048 numbers per
+    operand and program.
+    """
     dim = max(16, triton.next_power_of_2(q.shape[3]))
     block = min(max(4, 2048 // dim), triton.next_power_of_2(q.shape[2]))
     return block, dim, triton.cdiv(q.shape[2], block)
@@ -163,7 +174,16 @@ def _sizes(q: torch.Tensor) -> tuple[int, int, int]:
 
 class _FusedPartial(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, bounds, order, longest, scale):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        bounds: torch.Tensor,
+        order: torch.Tensor | None,
+        longest: int,
+        scale: float,
+    ) -> torch.Tensor:
         q, k, v = _dense_last(q), _dense_last(k), _dense_last(v)
         out = torch.empty_like(q)
         block, dim, blocks = _sizes(q)
@@ -178,7 +198,7 @@ class _FusedPartial(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, dout):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         q, k, v, bounds, order = ctx.saved_tensors
         dout = _dense_last(dout)
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -201,7 +221,8 @@ def fused_partial(
     longest: int,
     scale: float | None = None,
 ) -> torch.Tensor:
-    """Attention of each group's query to the group's patches -> the shape of q; differentiable once.
+    """Compute the attention of each group's query to the group's patches, which has the shape of q
+    and is differentiable once.
 
     Args:
         bounds: int32 `(groups + 1,)`; every patch lies in exactly one group, no group is empty.
@@ -215,5 +236,9 @@ def fused_partial(
     if triton is None:
         raise ValueError("the fused Triton kernel needs the package triton (pip install triton)")
     if q.dtype not in DTYPES:
-        raise ValueError(f"the fused Triton kernel takes float32, float16 and bfloat16, found {q.dtype}")
-    return _FusedPartial.apply(q, k, v, bounds, order, longest, q.shape[-1] ** -0.5 if scale is None else scale)
+        raise ValueError(
+            f"the fused Triton kernel takes float32, float16 and bfloat16, found {q.dtype}"
+        )
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    return _FusedPartial.apply(q, k, v, bounds, order, longest, scale)

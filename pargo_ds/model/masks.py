@@ -1,10 +1,9 @@
-"""Who sees whom: the partial-global and the cascaded masks of ParGo, as plain booleans.
+"""The partial-global and the cascaded masks of ParGo as plain booleans.
 
-This file is the oracle of every attention backend: True means "the row may look at the column".
+This file is the oracle of every attention backend: True means that the row attends to the column.
 
 Axis legend: `partial` and `global` are the learned tokens of the projector (partial ones first),
-`patches` leave the vision encoder in raster order. Ragged pictures lie one after another in one row of patches;
-`cu_patches` (images + 1) says where each of them starts.
+`patches` leave the vision encoder in raster order.
 """
 
 from collections.abc import Sequence
@@ -24,10 +23,10 @@ class Window(NamedTuple):
 
 
 def partial_groups(num_partial: int, num_patches: int) -> list[int]:
-    """Boundaries of the patch groups: partial token i sees patches `[b[i], b[i + 1])`.
+    """Return the boundaries b of the patch groups: partial token i sees patches `[b[i], b[i + 1])`.
 
-    The split is even, `b[i] = i * num_patches // num_partial`, so groups differ by at most one patch
-    and equal the paper's `[i * n_s, (i + 1) * n_s)` whenever `num_patches` is a multiple.
+    The split is even, `b[i] = i * num_patches // num_partial`, so groups differ by at most one
+    patch and equal the paper's `[i * n_s, (i + 1) * n_s)` whenever `num_patches` is a multiple.
 
     Example: 3 partial tokens over 8 patches -> [0, 2, 5, 8].
 
@@ -35,11 +34,13 @@ def partial_groups(num_partial: int, num_patches: int) -> list[int]:
         ValueError: more partial tokens than patches; a token would see nothing.
     """
     if num_partial < 0 or num_patches < 1:
-        raise ValueError(f"partial tokens {num_partial} and patches {num_patches}: need >= 0 and >= 1")
+        raise ValueError(
+            f"partial tokens {num_partial} and patches {num_patches}: need >= 0 and >= 1"
+        )
     if num_partial > num_patches:
         raise ValueError(
-            f"{num_partial} partial tokens but only {num_patches} patches per picture: each partial token needs "
-            "at least one patch. Lower projector.partial_tokens or raise the picture size."
+            f"{num_partial} partial tokens but only {num_patches} patches per image: each partial token needs "
+            "at least one patch. Lower projector.partial_tokens or raise the image size."
         )
     if num_partial == 0:
         return [0]
@@ -47,13 +48,15 @@ def partial_groups(num_partial: int, num_patches: int) -> list[int]:
 
 
 def block_order(num_partial: int, rows: int, columns: int) -> list[int]:
-    """Order of the patches in which `partial_groups` cuts 2-D blocks (ours, not the paper's): a permutation.
+    """Return the order of the patches in which `partial_groups` cuts 2-D blocks (ours, not the
+    paper's): a permutation.
 
-    The grid is cut into horizontal strips, and each strip is walked column by column. Where the counts tile (strips
-    divide the rows, tokens per strip divide the columns) every group is one rectangle, as square as the counts allow
-    (the taller one of two equally square), and blocks follow each other in raster order. Otherwise strips are about as
-    high as a square block and every second one is walked backwards, so that a group that crosses strips stays in one
-    piece; sizes still differ by at most one patch.
+    The grid is cut into horizontal strips, and each strip is walked column by column. Where the
+    counts tile (strips divide the rows, tokens per strip divide the columns) every group is one
+    rectangle, as square as the counts allow (the taller one of two equally square), and blocks
+    follow each other in raster order. Otherwise strips are about as high as a square block and
+    every second one is walked backwards, so that a group that crosses strips stays in one piece;
+    sizes still differ by at most one patch.
 
     Example: 4 partial tokens on 4 x 4 patches -> [0, 4, 1, 5, 2, 6, 3, 7, 8, ...], blocks of 2 x 2.
 
@@ -63,11 +66,7 @@ def block_order(num_partial: int, rows: int, columns: int) -> list[int]:
     partial_groups(num_partial, rows * columns)
     if num_partial == 0:
         return list(range(rows * columns))
-    tilings = [
-        strips
-        for strips in range(1, num_partial + 1)
-        if num_partial % strips == 0 and rows % strips == 0 and columns % (num_partial // strips) == 0
-    ]
+    tilings = [n for n in range(1, num_partial + 1) if _tiles(n, num_partial, rows, columns)]
     if tilings:
         # Height over width of a block; the larger of it and its inverse is 1 for a square.
         shapes = {n: (rows // n) * (num_partial // n) / columns for n in tilings}
@@ -78,22 +77,35 @@ def block_order(num_partial: int, rows: int, columns: int) -> list[int]:
     order: list[int] = []
     for strip in range(strips):
         inside = range(strip * rows // strips, (strip + 1) * rows // strips)
-        backwards = not tilings and strip % 2 == 1
-        walk = reversed(range(columns)) if backwards else range(columns)
-        order += [row * columns + column for column in walk for row in inside]
+        walk = list(range(columns))
+        if not tilings and strip % 2 == 1:
+            walk.reverse()
+        for column in walk:
+            order += [row * columns + column for row in inside]
     return order
 
 
-def patches_of_partial(
-    num_partial: int, num_patches: int, grouping: str = "raster", grid: tuple[int, int] | None = None
-) -> list[list[int]]:
-    """Patches that each partial token sees; every patch belongs to exactly one of them.
+def _tiles(strips: int, num_partial: int, rows: int, columns: int) -> bool:
+    """Whether so many strips cut the grid into equal rectangles, one for each partial token."""
+    if num_partial % strips or rows % strips:
+        return False
+    return columns % (num_partial // strips) == 0
 
-    `raster` (the paper) cuts the raster order, `block` cuts `block_order` of `grid` (rows, columns; a square one when
-    None).
+
+def patches_of_partial(
+    num_partial: int,
+    num_patches: int,
+    grouping: str = "raster",
+    grid: tuple[int, int] | None = None,
+) -> list[list[int]]:
+    """Return the patches that each partial token sees; every patch belongs to exactly one of them.
+
+    `raster` (the paper) cuts the raster order, `block` cuts `block_order` of `grid` (rows, columns;
+    a square one when None).
 
     Raises:
-        ValueError: unknown grouping, a grid that does not hold the patches, more partial tokens than patches.
+        ValueError: unknown grouping, a grid that does not hold the patches, more partial tokens
+            than patches.
     """
     bounds = partial_groups(num_partial, num_patches)
     order = patch_order(num_partial, num_patches, grouping, grid)
@@ -101,16 +113,22 @@ def patches_of_partial(
 
 
 def patch_order(
-    num_partial: int, num_patches: int, grouping: str = "raster", grid: tuple[int, int] | None = None
+    num_partial: int,
+    num_patches: int,
+    grouping: str = "raster",
+    grid: tuple[int, int] | None = None,
 ) -> Sequence[int]:
-    """Order of the patches that `partial_groups` cuts; see `patches_of_partial`."""
+    """Return the order of the patches that `partial_groups` cuts; see `patches_of_partial`."""
     if grouping not in GROUPINGS:
         raise ValueError(f"unknown grouping '{grouping}': choose one of {', '.join(GROUPINGS)}")
     if grouping == "raster":
         return range(num_patches)
-    rows, columns = (round(num_patches**0.5),) * 2 if grid is None else grid
+    side = round(num_patches**0.5)
+    rows, columns = grid or (side, side)
     if rows * columns != num_patches:
-        shape = "and no grid, and they fill no square" if grid is None else f"but a grid of {rows} x {columns}"
+        shape = f"but a grid of {rows} x {columns}"
+        if grid is None:
+            shape = "and no grid, and they fill no square"
         raise ValueError(
             f"grouping 'block': {num_patches} patches {shape}. Blocks need rows x columns = patches; give the grid, "
             "or set projector.grouping to raster"
@@ -125,7 +143,7 @@ def partial_global_mask(
     grouping: str = "raster",
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Mask M of the paper's section 3 (PGP): bool `(partial + global, patches)`.
+    """Return the mask M of the paper's section 3 (PGP): bool `(partial + global, patches)`.
 
     A partial token sees its own group of patches, a global token sees all of them; every patch is
     seen by exactly one partial token.
@@ -140,34 +158,20 @@ def partial_global_mask(
     return mask
 
 
-def ragged_partial_mask(
-    num_partial: int,
-    cu_patches: Sequence[int],
-    grouping: str = "raster",
-    grids: Sequence[tuple[int, int]] | None = None,
-) -> torch.Tensor:
-    """Mask of the partial tokens of several pictures over their patches side by side: bool
-    `(images * partial, cu_patches[-1])`; no picture sees another.
-
-    Raises:
-        ValueError: as `patches_of_partial`, for any picture.
-    """
-    sizes = [stop - start for start, stop in zip(cu_patches, cu_patches[1:], strict=False)]
-    shapes = [None] * len(sizes) if grids is None else grids
-    return torch.block_diag(
-        *(partial_global_mask(num_partial, 0, n, grouping, grid) for n, grid in zip(sizes, shapes, strict=True))
-    ).bool()
-
-
 def window_width(num_partial: int, layer: int, depth: int) -> int:
-    """Number of partial tokens seen in `layer` (1-based) of `depth`: round(n_p * l / d), at least 1 (paper's eq. 2)."""
+    """Return the number of partial tokens seen in `layer` (1-based) of `depth`: round(n_p * l / d),
+    at least 1 (paper's eq. 2).
+    """
     if not 1 <= layer <= depth:
         raise ValueError(f"layer {layer} of {depth}: layers count from 1 to the depth")
     return max(1, round(num_partial * layer / depth))
 
 
-def cascade_window(num_partial: int, layer: int, depth: int, cascade: str = "shifted") -> list[Window]:
-    """Window of each partial token in `layer` (1-based): the paper's eq. 2 with the edges of its figure 2.
+def cascade_window(
+    num_partial: int, layer: int, depth: int, cascade: str = "shifted"
+) -> list[Window]:
+    """Return the window of each partial token in `layer` (1-based): the paper's eq. 2 with the
+    edges of its figure 2.
 
     With w = `window_width(...)`, token i sees:
         shifted    w tokens always; the window moves inwards at the edges (figure 2, the default)
@@ -196,8 +200,12 @@ def cascade_window(num_partial: int, layer: int, depth: int, cascade: str = "shi
     return [Window(max(start, 0), min(stop, num_partial)) for start, stop in raw]
 
 
-def cascade_mask(num_partial: int, layer: int, depth: int, cascade: str = "shifted") -> torch.Tensor:
-    """Mask of CPP among the partial tokens in `layer` (1-based): bool `(partial, partial)`; see `cascade_window`."""
+def cascade_mask(
+    num_partial: int, layer: int, depth: int, cascade: str = "shifted"
+) -> torch.Tensor:
+    """Return the mask of CPP among the partial tokens in `layer` (1-based): bool `(partial,
+    partial)`; see `cascade_window`.
+    """
     mask = torch.zeros(num_partial, num_partial, dtype=torch.bool)
     for i, (start, stop) in enumerate(cascade_window(num_partial, layer, depth, cascade)):
         mask[i, start:stop] = True

@@ -1,7 +1,8 @@
-"""What a forward pass returns, and the name of the cache in it: an output of the transformers at hand.
+"""The output of a forward pass, and the name of the cache in it, which depends on the version of
+transformers.
 
-transformers 5.24 calls the keys and values of earlier tokens `cache`, older ones `past_key_values`: as an argument of a
-model, and as a field of its output.
+The keys and values of earlier tokens, as an argument of a model and as a field of its output, are
+called `cache` in transformers 5.24 and `past_key_values` in older versions.
 """
 
 import inspect
@@ -13,45 +14,56 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import ModelOutput
 
-CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
+_FIELDS = [field.name for field in fields(CausalLMOutputWithPast)]
+CACHE = next(name for name in _FIELDS if name in ("cache", "past_key_values"))
 
 
 @dataclass
 class ParGoOutput(CausalLMOutputWithPast):
-    """What `ParGoForConditionalGeneration.forward` returns: a causal LM's output of the transformers at hand.
+    """What `ParGoForConditionalGeneration.forward` returns: a causal LM's output of the
+    transformers at hand.
 
-    `num_targets` counts positions in the loss; it is there, and `logits` are not, only with `return_logits=False`.
+    `num_targets` counts positions in the loss; it is there, and `logits` are not, only with
+    `return_logits=False`.
     """
 
     num_targets: torch.Tensor | None = None
 
 
-def output_of(llm_output: ModelOutput, **ours: Any) -> ParGoOutput:
-    """Our output with the LLM's cache, hidden states and attentions."""
-    theirs = {name: getattr(llm_output, name, None) for name in (CACHE, "hidden_states", "attentions")}
+def output_of(llm_output: object, **ours: Any) -> ParGoOutput:
+    """Return our output with the LLM's cache, hidden states and attentions."""
+    names = (CACHE, "hidden_states", "attentions")
+    theirs = {name: getattr(llm_output, name, None) for name in names}
     return ParGoOutput(**theirs, **ours)
 
 
 def one_cache(old: Cache | None, new: Cache | None) -> Cache | None:
-    """The cache that came by either name.
+    """Return the cache that was given under either name.
 
     Raises:
-        ValueError: two different ones.
+        ValueError: two different caches were given.
     """
     if old is not None and new is not None and old is not new:
-        raise ValueError("past_key_values and cache are two names of one argument, and two objects came; give one")
-    return old if new is None else new
+        raise ValueError(
+            "past_key_values and cache are two names of one argument, and two objects came; give one"
+        )
+    if new is None:
+        return old
+    return new
 
 
 @lru_cache(maxsize=8)
 def cache_argument(llm: type[nn.Module]) -> str:
-    """What this LLM calls its cache: remote code may use another word than the transformers at hand."""
+    """Return the name of this LLM's argument for the cache; remote code may have another name than
+    the installed version of transformers.
+    """
     arguments = inspect.signature(llm.forward).parameters
     return next((name for name in (CACHE, "past_key_values", "cache") if name in arguments), CACHE)
 
 
 def cached_length(cache: Cache | None) -> int:
-    """Tokens that a cache has seen."""
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Return the number of tokens that a cache has seen."""
+    if cache is None:
+        return 0
+    return int(cache.get_seq_length())

@@ -1,4 +1,4 @@
-"""Whether samples of a packed row stay apart in the LLM at hand: computed, not believed.
+"""Find out by computation whether an LLM keeps the samples of a packed row apart.
 
 A tiny copy of the LLM's own configuration with random weights computes a few samples packed, and
 each of them alone through transformers' own forward with its plainest attention. Logits and
@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import transformers
@@ -24,19 +23,25 @@ from .packed_attention import LLMAttention, unlogged, use_packed_attention
 from .tiny_llm import LENGTHS, VOCABULARY, Limits, exceeded_limits, tiny_config
 
 DRAWS = (VOCABULARY, 6)
-"""Weights and samples are drawn once for each of these; a sample's words have smaller ids than this, and at least 3.
-The second makes words repeat, as they do in any text: a layer that keeps its best keys then meets ties, and what
-it makes of them depends on the padding behind a sample (Doge)."""
+"""Weights and samples are drawn once for each of these; a sample's words have smaller ids than
+this, and at least 3. The second makes words repeat, as they do in any text: a layer that keeps its
+best keys then meets ties, and what it makes of them depends on the padding behind a sample (Doge).
+"""
 
 LOGIT_TOLERANCE = {torch.float64: 2e-5, torch.float32: 1e-4}
-"""Per unit of the largest logit. Measured over 130 families in float64: at most 1.5e-6, from parts that transformers
-computes in float32; where all is float32 at most 1.6e-5. The smallest leak found was 3e-3."""
+"""Per unit of the largest logit. Measured over 130 families in float64: at most 1.5e-6, from parts
+that transformers computes in float32; where all is float32 at most 1.6e-5. The smallest leak found
+was 3e-3.
+"""
 GRADIENT_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3}
-"""Per unit of the largest gradient of a tensor. Measured: at most 4e-6, and 2.5e-4 where all is float32."""
+"""Per unit of the largest gradient of a tensor.
+
+Measured: at most 4e-6, and 2.5e-4 where all is float32.
+"""
 
 
 class PackingError(ValueError):
-    """This LLM cannot train on packed samples exactly."""
+    """An LLM cannot train exactly on packed samples."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Packing:
     """The road of packed rows that is exact for an LLM, and why a faster one is not taken.
 
     `noise`: what remains different in training mode after switch_off_noise; None for nothing.
-    `bf16`: the error with all parameters in bfloat16, from families that need some in float32; None for none.
+    `bf16`: the error with all parameters in bfloat16, from families that need some in float32; None
+    for none.
     """
 
     road: str
@@ -54,9 +60,13 @@ class Packing:
 
 
 def prove_packing(
-    config: PretrainedConfig, longest: int, row: int | None = None, *, implementation: str | None = None
+    config: PretrainedConfig,
+    longest: int,
+    row: int | None = None,
+    *,
+    implementation: str | None = None,
 ) -> Packing:
-    """The first exact road of ROADS for an LLM of this configuration.
+    """Return the first exact road of ROADS for an LLM of this configuration.
 
     It is computed once for a configuration in a process and takes about a second on a CPU.
 
@@ -82,7 +92,7 @@ def prove_packing(
 
 
 _PROVEN: dict[tuple, "Packing | tuple[str, ...]"] = {}
-"""What was found for each question in this process."""
+"""Cached results of this process."""
 
 
 def _prove(config: PretrainedConfig, limits: Limits, eager: bool) -> Packing | tuple[str, ...]:
@@ -92,11 +102,13 @@ def _prove(config: PretrainedConfig, limits: Limits, eager: bool) -> Packing | t
             truths = [_Truth(config, limits, eager, words) for words in DRAWS]
         except Exception as error:
             return (f"a small copy of it does not run on such samples: {_first_line(error)}",)
-        faults = []
+        faults: list[str] = []
         for road in ROADS:
             fault = next(filter(None, (truth.fault(road) for truth in truths)), None)
             if fault is None:
-                reason = f"packed: {faults[0]}" if faults else "samples stay apart in one row"
+                reason = "samples stay apart in one row"
+                if faults:
+                    reason = f"packed: {faults[0]}"
                 return Packing(road, reason, truths[0].noise(road), truths[0].bf16(road))
             faults.append(fault)
     return tuple(faults)
@@ -104,7 +116,7 @@ def _prove(config: PretrainedConfig, limits: Limits, eager: bool) -> Packing | t
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """In here random numbers, devices and gradients are the probe's own."""
+    """Within this context the probe has its own random numbers, device and gradient mode."""
     with (
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
@@ -145,7 +157,9 @@ class _Truth:
         if not torch.isfinite(self.logits).all():
             raise FloatingPointError("its logits are no numbers")
 
-    def _gradients(self, logits: torch.Tensor, llm: PreTrainedModel) -> dict[str, torch.Tensor | None]:
+    def _gradients(
+        self, logits: torch.Tensor, llm: PreTrainedModel
+    ) -> dict[str, torch.Tensor | None]:
         wanted = {name: p for name, p in llm.named_parameters() if p.requires_grad}
         total = (logits * self.seen).sum()
         found = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
@@ -180,9 +194,11 @@ class _Truth:
         """The error of a road with every parameter in bfloat16, None when it runs."""
         try:
             llm = AutoModelForCausalLM.from_config(self.tiny, dtype=torch.bfloat16)
-        except NotImplementedError:  # RWKV's first weights are computed by what a CPU has for float32 only
+        except NotImplementedError:
+            # RWKV's first weights are computed by what a CPU has for float32 only.
             llm = AutoModelForCausalLM.from_config(self.tiny).bfloat16()
-        for parameter in llm.parameters():  # those too that transformers keeps in float32: ZeRO-3 knows one type
+        # Those too that transformers keeps in float32: ZeRO-3 knows one type.
+        for parameter in llm.parameters():
             parameter.data = parameter.data.bfloat16()
         try:
             _packed_logits(self._as_trained(llm), self.samples, road)
@@ -205,20 +221,28 @@ class _Truth:
             found = gradients[name]
             if truth is None and found is None:
                 continue
-            # An expert that no token chose has none; where only padding chose it, it is zero.
-            truth, found = (torch.zeros(()) if one is None else one for one in (truth, found))
+            truth, found = _or_zero(truth), _or_zero(found)
             off = float((truth - found).abs().max()) / max(1.0, float(truth.abs().max()))
             if not off < GRADIENT_TOLERANCE[self.llm.dtype]:
                 return f"the gradient of {name} differs from that of each sample alone by {off:.1g}"
         return None
 
 
+def _or_zero(gradient: torch.Tensor | None) -> torch.Tensor:
+    """An expert that no token chose has no gradient; if only padding chose it, it is zero."""
+    if gradient is None:
+        return torch.zeros(())
+    return gradient
+
+
 def _packed_logits(llm: PreTrainedModel, samples: list[torch.Tensor], road: str) -> torch.Tensor:
     lengths = [ids.shape[1] for ids in samples]
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    positions = torch.cat([torch.arange(end - start) for start, end in pairwise(cu_seqlens.tolist())])
+    positions = torch.cat([torch.arange(length) for length in lengths])
     embeds = llm.get_input_embeddings()(torch.cat(samples, dim=1))
-    outputs = run_packed_llm(llm, embeds, cu_seqlens, max(lengths), road, LLMAttention(), position_ids=positions[None])
+    outputs = run_packed_llm(
+        llm, embeds, cu_seqlens, max(lengths), road, LLMAttention(), position_ids=positions[None]
+    )
     return final_logits(llm, outputs.last_hidden_state)[0]
 
 

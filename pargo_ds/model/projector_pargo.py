@@ -1,153 +1,221 @@
-"""The partial-global projector: learned tokens -> d x (CPP -> PGP -> FFN) -> Linear to the LLM's width.
+"""The partial-global projector: learned tokens -> d x (CPP -> PGP -> FFN) -> Linear to the LLM's
+width.
 
-With `soft_prompt` (ours, docs/learning.md) that Linear starts at zero and is added to a learned vector for each token.
+With `soft_prompt` (ours, docs/learning.md) that Linear starts at zero and is added to a learned
+vector for each token.
 
-Paper section 3 and figure 2. Axis legend: patches `(images, patches, vision_dim)`; tokens
-`(images, partial + global, width)`, partial first; visual tokens `(images, partial + global, llm_dim)`.
-Every size comes from the configuration: under ZeRO-3 a partitioned weight has shape (0,).
+Paper section 3 and figure 2. Axis legend: patches `(images, patches, vision_dim)`; tokens `(images,
+partial + global, width)`, partial first; visual tokens `(images, partial + global, llm_dim)`. Every
+size comes from the configuration: under ZeRO-3 a partitioned weight has shape (0,).
 
-`norm: post` with `query_positions`, `norm_eps: 1e-12` and `cascade: release` is the projector of the authors' release
-(bytedance/ParGo: pargo/backbone/language/qformer_bert.py).
+`norm: post` with `patch_norm: false`, `query_positions`, `norm_eps: 1e-12` and `cascade: release`
+is the projector of the authors' release (bytedance/ParGo:
+pargo/backbone/language/qformer_bert.py).
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import AttentionChoice, cascade_attention, global_attention, partial_attention
-from .configuration_pargo import ParGoProjectorConfig
+from .attention import AttentionChoice, cascade_attention, partial_attention
 from .groups import PatchGroups
+from .head_projections import HeadProjections
+from .masks import (
+    CASCADES,
+    GROUPINGS,
+    cascade_mask,
+    partial_global_mask,
+    patches_of_partial,
+    window_width,
+)
+from .projectors import Projector, ProjectorConfig
+from .token_output import ScaledLinear, TokenTable, ZeroLinear, token_output
 
 POSITION_STD = 0.02  # BERT's initializer_range
+NORMS = ("pre", "post")
 
 
-class TokenTable(nn.Module):
-    """Learned partial and global tokens, `(partial + global, width)`, drawn from a normal of `std`.
+class ParGoProjectorConfig(ProjectorConfig):
+    """Shape of the partial-global projector. Defaults are this project's: the paper does not
+    publish depth, width or heads.
 
-    An own module, so that ZeRO-3 gathers it when it is called and `_init_weights` can find it.
+    Args:
+        partial_tokens, global_tokens: learned tokens; the paper uses 288 + 16 for 576 patches.
+        layers, width, heads: depth d, hidden size and attention heads.
+        ffn_width: inner width of the feed-forward network; None means 4 * width.
+        cascade: shifted | centered | each_side | none | release (masks.cascade_window).
+        grouping: raster (the paper) | block (2-D, ours): which patches a partial token sees
+            (masks.patches_of_partial).
+        dropout: on each residual branch.
+        query_std: standard deviation of the learned tokens at the start.
+        norm: pre (LayerNorm before each branch and at the end) | post (BERT's order, as the
+            authors' release has it: over the tokens and after each residual sum; with `patch_norm:
+            false` the patches come as `feature_norm` left them).
+        query_positions: add learned position embeddings to the learned tokens, as the authors'
+            release does.
+        kwargs: those of ProjectorConfig; BERT's `norm_eps` is 1e-12.
+
+    Raises:
+        ValueError: unknown cascade, grouping or norm, a width that the heads do not divide, or no
+            tokens.
     """
 
-    def __init__(self, num_tokens: int, width: int, std: float) -> None:
-        super().__init__()
-        self.std = std
-        self.weight = nn.Parameter(torch.empty(num_tokens, width))
-        self.reset_parameters()
+    type = "pargo"
+    title = "partial-global projector"
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.std)
+    def __init__(
+        self,
+        partial_tokens: int = 288,
+        global_tokens: int = 16,
+        layers: int = 6,
+        width: int = 1024,
+        heads: int = 16,
+        ffn_width: int | None = None,
+        cascade: str = "shifted",
+        dropout: float = 0.0,
+        query_std: float = 0.5,
+        grouping: str = "raster",
+        norm: str = "pre",
+        query_positions: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        for option, value, known in (
+            ("cascade", cascade, CASCADES),
+            ("grouping", grouping, GROUPINGS),
+            ("norm", norm, NORMS),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"unknown projector.{option} '{value}': choose one of {', '.join(known)}"
+                )
+        if width % heads:
+            raise ValueError(
+                f"projector.width {width} is not a multiple of projector.heads {heads}"
+            )
+        if (
+            min(partial_tokens, global_tokens) < 0
+            or partial_tokens + global_tokens < 1
+            or layers < 1
+        ):
+            raise ValueError(
+                f"projector: {partial_tokens} partial tokens, {global_tokens} global tokens, "
+                f"{layers} layers; need at least one token and one layer"
+            )
+        self.partial_tokens = partial_tokens
+        self.global_tokens = global_tokens
+        self.layers = layers
+        self.width = width
+        self.heads = heads
+        if ffn_width is None:
+            ffn_width = 4 * width
+        self.ffn_width = ffn_width
+        self.cascade = cascade
+        self.grouping = grouping
+        self.dropout = dropout
+        self.query_std = query_std
+        self.norm = norm
+        self.query_positions = query_positions
 
-    def forward(self, num_images: int) -> torch.Tensor:
-        return self.weight.unsqueeze(0).expand(num_images, -1, -1)  # (images, partial + global, width)
+    @property
+    def tokens(self) -> int:
+        """Learned tokens, partial and global, each of which becomes a visual token."""
+        return self.partial_tokens + self.global_tokens
 
+    def details(self) -> str:
+        return (
+            f"{self.partial_tokens} partial + {self.global_tokens} global, {self.layers} layers, "
+            f"width {self.width}, cascade {self.cascade}, grouping {self.grouping}"
+        )
 
-class ScaledLinear(nn.Linear):
-    """Linear whose output has a standard deviation of about `output_std` for inputs of unit variance.
+    def masks(self, num_patches: int) -> list[tuple[str, torch.Tensor, str]]:
+        """Return the cascade in each layer, then the partial and global tokens over the patches.
 
-    Visual tokens then enter the LLM at the scale of its word embeddings: without this the loss first rose (6.8 to 8.1)
-    in trials with a small frozen LLM.
-    """
+        Raises:
+            ValueError: as masks.py: more partial tokens than patches, patches that fill no square.
+        """
+        n = self.partial_tokens
+        shown = []
+        for layer in range(1, self.layers + 1):
+            mask = cascade_mask(n, layer, self.layers, self.cascade)
+            shown.append((f"layer {layer}: {self.cascade_title(layer)}", mask, "partial tokens"))
+        mask = partial_global_mask(n, self.global_tokens, num_patches, self.grouping)
+        title = f"{n} partial + {self.global_tokens} global, {self.grouping}"
+        return [*shown, (title, mask, "patches (raster order)")]
 
-    def __init__(self, in_features: int, out_features: int, output_std: float) -> None:
-        self.output_std = output_std
-        super().__init__(in_features, out_features)
+    def cascade_title(self, layer: int) -> str:
+        """Return what one layer's cascade does, in a few words."""
+        if self.cascade == "none":
+            return "no cascade"
+        if self.cascade == "release":
+            return f"all {self.partial_tokens} (release)"
+        width = window_width(self.partial_tokens, layer, self.layers)
+        return {
+            "shifted": f"one to {width}",
+            "centered": f"up to {width}",
+            "each_side": f"{width} each side",
+        }[self.cascade]
 
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight, std=self.output_std * self.in_features**-0.5)
-        nn.init.zeros_(self.bias)
+    def regions(self, num_patches: int) -> dict[str, Sequence[Sequence[int]]]:
+        """Return the patches of each partial token in both groupings; the own one is named."""
+        regions: dict[str, Sequence[Sequence[int]]] = {}
+        for grouping in GROUPINGS:
+            title = grouping
+            if grouping == self.grouping:
+                title += " (this run)"
+            regions[title] = patches_of_partial(self.partial_tokens, num_patches, grouping)
+        return regions
 
-
-class ZeroLinear(nn.Linear):
-    """Linear that gives zeros at the start.
-
-    One of them lies on each way from the image to the visual tokens, because a frozen LLM reads whatever the projector
-    says from the first step on: tokens that begin with random image-dependent parts are noise to it (docs/learning.md;
-    Flamingo's zero gates do the same). Two on one way would hold each other at zero.
-    """
-
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class VisualTokenOutput(nn.Module):
-    """The end of a projector with a soft prompt (ours): scale x (W features + learned vectors), W zero at the start.
-
-    The learned vectors `(tokens, llm_dim)` are what no image changes, the soft prompt of Lester et al. (arXiv
-    2104.08691); they begin as Gaussian vectors of the deviation of the LLM's word embeddings, which is `scale`. The
-    fixed factor makes weights and learning rates independent of the LLM's embeddings, and keeps this layer's gradient
-    in proportion to the others' when gradients are clipped.
-    """
-
-    def __init__(self, config: ParGoProjectorConfig, in_features: int, llm_dim: int) -> None:
-        super().__init__()
-        self.scale = config.output_std
-        self.linear = ZeroLinear(in_features, llm_dim, bias=False)
-        self.soft_prompt = TokenTable(config.visual_tokens, llm_dim, std=1.0)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.scale * (self.linear(features) + self.soft_prompt(features.shape[0]))
-
-
-def token_output(config: ParGoProjectorConfig, in_features: int, llm_dim: int) -> nn.Module:
-    """What writes the visual tokens of a projector: features `(images, tokens, in_features)` -> `(..., llm_dim)`."""
-    if config.soft_prompt:
-        return VisualTokenOutput(config, in_features, llm_dim)
-    return ScaledLinear(in_features, llm_dim, config.output_std)
-
-
-class HeadProjections(nn.Module):
-    """Query, key, value and output projections shared by CPP and PGP.
-
-    The key has no bias: it would add the same number to a row's scores and cancel in the softmax.
-    """
-
-    def __init__(self, width: int, source_dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.head_dim = heads, width // heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_dim, width, bias=False)
-        self.value = nn.Linear(source_dim, width)
-        self.output = nn.Linear(width, width)
-
-    def split(self, x: torch.Tensor) -> torch.Tensor:
-        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(1, 2)  # (images, heads, tokens, head_dim)
-
-    def merge(self, x: torch.Tensor) -> torch.Tensor:
-        return self.output(x.transpose(1, 2).flatten(2))  # (images, tokens, width)
+    def tiny(self) -> ProjectorConfig:
+        return self.changed(width=16, heads=2, layers=min(2, self.layers), ffn_width=32)
 
 
 class CascadedPartialPerception(HeadProjections):
-    """CPP: each partial token looks at a window of partial tokens that grows with the layer; global tokens bypass it.
+    """CPP: each partial token looks at a window of partial tokens that grows with the layer; global
+    tokens bypass it.
 
-    Only the `release` cascade also attends among the global tokens, as the authors' released mask does.
+    Only the `release` cascade also attends among the global tokens, as the authors' released mask
+    does.
     """
 
     def __init__(self, config: ParGoProjectorConfig, layer: int) -> None:
         super().__init__(config.width, config.width, config.heads)
         self.layer, self.depth, self.cascade = layer, config.layers, config.cascade
         self.num_partial = config.partial_tokens
-        self.num_seen = config.visual_tokens if config.cascade == "release" else config.partial_tokens
+        self.num_seen = config.partial_tokens
+        if config.cascade == "release":
+            self.num_seen = config.tokens
         self.attention = AttentionChoice()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`(images, partial + global, width)` -> the same shape, zero for tokens that bypass."""
+        """Compute the change of tokens `(images, partial + global, width)`, in their shape; it is
+        zero for tokens that bypass.
+        """
         n, seen = self.num_partial, tokens[:, : self.num_seen]
-        q, k, v = self.split(self.query(seen)), self.split(self.key(seen)), self.split(self.value(seen))
+        q, k, v = (
+            self.split(self.query(seen)),
+            self.split(self.key(seen)),
+            self.split(self.value(seen)),
+        )
         partial = cascade_attention(
             q[:, :, :n], k[:, :, :n], v[:, :, :n], self.layer, self.depth, self.cascade,
             backend=self.attention.cascade, provider=self.attention.provider,
         )  # fmt: skip
         if self.cascade == "release":
-            among_global = global_attention(q[:, :, n:], k[:, :, n:], v[:, :, n:])
+            among_global = F.scaled_dot_product_attention(q[:, :, n:], k[:, :, n:], v[:, :, n:])
             return self.merge(torch.cat([partial, among_global], dim=2))
         bypass = tokens.new_zeros(tokens.shape[0], tokens.shape[1] - n, tokens.shape[2])
         return torch.cat([self.merge(partial), bypass], dim=1)
 
 
 class PartialGlobalPerception(HeadProjections):
-    """PGP: cross-attention to the patches, partial tokens to their group and global tokens to all; two calls, so that
-    the partial-global mask of the two together is never built."""
+    """PGP: cross-attention to the patches, partial tokens to their group and global tokens to all;
+    two calls, so that the partial-global mask of the two together is never built.
+    """
 
     def __init__(self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int) -> None:
         super().__init__(config.width, vision_dim, config.heads)
@@ -155,7 +223,7 @@ class PartialGlobalPerception(HeadProjections):
             self.output = ScaledLinear(config.width, config.width, output_std=1.0)
         else:
             self.output = ZeroLinear(config.width, config.width)
-        self.groups = PatchGroups.uniform(config.partial_tokens, num_patches, config.grouping)
+        self.groups = PatchGroups(config.partial_tokens, num_patches, config.grouping)
         self.attention = AttentionChoice()
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
@@ -164,19 +232,26 @@ class PartialGlobalPerception(HeadProjections):
         n, choice = self.groups.num_partial, self.attention
         parts = []
         if n > 0:
-            parts.append(partial_attention(q[:, :, :n], k, v, self.groups, choice.partial, choice.provider))
+            parts.append(
+                partial_attention(q[:, :, :n], k, v, self.groups, choice.partial, choice.provider)
+            )
         if n < q.shape[2]:
-            parts.append(global_attention(q[:, :, n:], k, v))
+            parts.append(F.scaled_dot_product_attention(q[:, :, n:], k, v))
         return self.merge(torch.cat(parts, dim=2))
 
 
 class PargoLayer(GradientCheckpointingLayer):
     """One layer, pre-norm with residuals: CPP -> PGP -> FFN. `cascade: none` leaves CPP out."""
 
-    def __init__(self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int, layer: int) -> None:
+    def __init__(
+        self, config: ParGoProjectorConfig, vision_dim: int, num_patches: int, layer: int
+    ) -> None:
         super().__init__()
-        # Without partial tokens only the release mask leaves someone to attend to: the global ones (a Q-Former).
-        self.has_cascade = config.cascade == "release" or (config.cascade != "none" and config.partial_tokens > 0)
+        # Without partial tokens only the release mask leaves someone to attend to: the global ones
+        # (a Q-Former).
+        self.has_cascade = config.cascade == "release" or (
+            config.cascade != "none" and config.partial_tokens > 0
+        )
         if self.has_cascade:
             self.cascade_norm = nn.LayerNorm(config.width, config.norm_eps)
             self.cascade = CascadedPartialPerception(config, layer)
@@ -184,7 +259,9 @@ class PargoLayer(GradientCheckpointingLayer):
         self.perception = PartialGlobalPerception(config, vision_dim, num_patches)
         self.ffn_norm = nn.LayerNorm(config.width, config.norm_eps)
         self.ffn = nn.Sequential(
-            nn.Linear(config.width, config.ffn_width), nn.GELU(), nn.Linear(config.ffn_width, config.width)
+            nn.Linear(config.width, config.ffn_width),
+            nn.GELU(),
+            nn.Linear(config.ffn_width, config.width),
         )
         self.dropout = nn.Dropout(config.dropout)
 
@@ -196,7 +273,10 @@ class PargoLayer(GradientCheckpointingLayer):
 
 
 class PostNormLayer(PargoLayer):
-    """The same modules in BERT's order, LayerNorm over each residual sum. What bypasses CPP bypasses its norm, too."""
+    """The same modules in BERT's order, LayerNorm over each residual sum.
+
+    What bypasses CPP bypasses its norm, too.
+    """
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         if self.has_cascade:
@@ -207,51 +287,49 @@ class PostNormLayer(PargoLayer):
         return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
 
 
-class PargoProjector(nn.Module):
-    """Patches `(images, patches, vision_dim)` -> visual tokens `(images, partial + global, llm_dim)`, partial first.
+class PargoProjector(Projector):
+    """Patches `(images, patches, vision_dim)` -> visual tokens `(images, partial + global,
+    llm_dim)`, partial first.
 
     Raises:
-        ValueError: more partial tokens than patches, or block grouping of patches that fill no square.
+        ValueError: more partial tokens than patches, or block grouping of patches that fill no
+            square.
     """
 
-    def __init__(self, config: ParGoProjectorConfig, vision_dim: int, llm_dim: int, num_patches: int) -> None:
-        super().__init__()
-        self.num_patches = num_patches
+    config_class = ParGoProjectorConfig
+    layer_classes = ("PargoLayer", "PostNormLayer")
+
+    def __init__(
+        self, config: ParGoProjectorConfig, vision_dim: int, llm_dim: int, num_patches: int
+    ) -> None:
+        super().__init__(config, vision_dim, llm_dim, num_patches)
         self.post = config.norm == "post"
-        self.patch_norm = nn.Identity() if self.post else nn.LayerNorm(vision_dim, config.norm_eps)
-        self.tokens = TokenTable(config.visual_tokens, config.width, config.query_std)
+        self.tokens = TokenTable(config.tokens, config.width, config.query_std)
         self.positions = None
         if config.query_positions:
-            self.positions = TokenTable(config.visual_tokens, config.width, POSITION_STD)
+            self.positions = TokenTable(config.tokens, config.width, POSITION_STD)
         if self.post:
             self.token_norm = nn.LayerNorm(config.width, config.norm_eps)
             self.token_dropout = nn.Dropout(config.dropout)
         layer = PostNormLayer if self.post else PargoLayer
-        self.layers = nn.ModuleList(layer(config, vision_dim, num_patches, n + 1) for n in range(config.layers))
-        self.final_norm = nn.Identity() if self.post else nn.LayerNorm(config.width, config.norm_eps)
-        self.output = token_output(config, config.width, llm_dim)
-
-    def set_attention(self, choice: AttentionChoice) -> None:
-        """Compute attention as `choice` says from now on; numbers stay the same."""
-        for module in self.modules():
-            if hasattr(module, "attention"):
-                module.attention = choice
+        layers = [layer(config, vision_dim, num_patches, n + 1) for n in range(config.layers)]
+        self.layers = nn.ModuleList(layers)
+        self.final_norm: nn.Module = nn.Identity()
+        if not self.post:
+            self.final_norm = nn.LayerNorm(config.width, config.norm_eps)
+        self.output = token_output(config, config.tokens, config.width, llm_dim)
 
     def first_tokens(self, num_images: int) -> torch.Tensor:
-        """What the first layer starts from, `(images, partial + global, width)`."""
+        """Return what the first layer starts from, `(images, partial + global, width)`."""
         tokens = self.tokens(num_images)
         if self.positions is not None:
             tokens = tokens + self.positions(num_images)
-        return self.token_dropout(self.token_norm(tokens)) if self.post else tokens
+        if self.post:
+            return self.token_dropout(self.token_norm(tokens))
+        return tokens
 
-    def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        if patches.shape[1] != self.num_patches:
-            raise ValueError(
-                f"the vision encoder gave {patches.shape[1]} patches per picture but the projector was built for "
-                f"{self.num_patches}: the picture size differs from vision_config.image_size"
-            )
-        patches = self.patch_norm(patches)
+    def features(self, patches: torch.Tensor) -> torch.Tensor:
         tokens = self.first_tokens(patches.shape[0])
         for layer in self.layers:
             tokens = layer(tokens, patches)
-        return self.output(self.final_norm(tokens))
+        return self.final_norm(tokens)

@@ -15,12 +15,16 @@ HEADS = 4
 HEAD_DIM = 8
 VOCABULARY = 97
 LENGTHS = (6, 1, 9, 12)
-"""Tokens of the samples that a tiny copy is asked with; limits of the copy lie below the longest."""
+"""Tokens of the samples that a tiny copy is asked with; limits of the copy lie below the longest.
+"""
 SHORT_WINDOW, SHORT_POSITIONS, BETWEEN, UNREACHED = 4, 8, 16, 64
-"""What a limit becomes in the copy: a window or a number of positions that samples exceed; one that the row of all
-samples exceeds, but none of them; one that nothing exceeds."""
+"""What a limit becomes in the copy: a window or a number of positions that samples exceed; one that
+the row of all samples exceeds, but none of them; one that nothing exceeds.
+"""
 BLOCK = 2
-"""What a number of kept blocks and the tokens of such a block become: samples have more blocks than are kept."""
+"""What a number of kept blocks and the tokens of such a block become: samples have more blocks than
+are kept.
+"""
 
 Limits = tuple[tuple[str, int, str], ...]
 """Lengths of a configuration that are exceeded: (name, tokens, "sample" or "row"), sorted."""
@@ -87,9 +91,9 @@ def tiny_config(
 
     Args:
         config: any causal LM's configuration; it is not changed.
-        limits: the lengths that will be exceeded, from exceeded_limits. Windows and numbers of positions
-            among them stay below the longest of LENGTHS in the copy, or, where only a row exceeds
-            them, below their sum; others above. None: every limit is exceeded by samples.
+        limits: the lengths that will be exceeded, from exceeded_limits. Windows and numbers of
+            positions among them stay below the longest of LENGTHS in the copy, or, where only a row
+            exceeds them, below their sum; others above. None: every limit is exceeded by samples.
         vocab_size: of the copy; None: VOCABULARY, with control tokens among its first ids.
         room: what a limit becomes that nothing exceeds.
 
@@ -112,8 +116,9 @@ def tiny_config(
 
 
 def exceeded_limits(config: PretrainedConfig, longest: int, row: int | None = None) -> Limits:
-    """The lengths named in a configuration (windows, positions) that a sample of `longest` tokens
-    exceeds, or else a row of `row` tokens, as sorted (name, tokens, "sample" or "row")."""
+    """Return the lengths named in a configuration (windows, positions) that a sample of `longest`
+    tokens exceeds, or else a row of `row` tokens, as sorted (name, tokens, "sample" or "row").
+    """
     found = set()
 
     def look(section: dict) -> None:
@@ -121,7 +126,8 @@ def exceeded_limits(config: PretrainedConfig, longest: int, row: int | None = No
             if isinstance(value, dict):
                 look(value)
             elif _is_limit(str(key)) and _is_size(value) and value < max(longest, row or 0):
-                found.add((key, value, "sample" if value < longest else "row"))
+                by = "sample" if value < longest else "row"
+                found.add((key, value, by))
 
     look(config.to_dict())
     return tuple(sorted(found))
@@ -141,7 +147,9 @@ class _Shrinking:
         self.all_layers, self.layers = layers
         self.heads = heads
         self.head_dim = head_dim
-        self.exceeded = None if limits is None else {(name, tokens): what for name, tokens, what in limits}
+        self.exceeded: dict[tuple[str, int], str] | None = None
+        if limits is not None:
+            self.exceeded = {(name, tokens): what for name, tokens, what in limits}
         self.vocabulary = vocabulary
         self.keep_ids = keep_ids
         self.room = room
@@ -160,20 +168,27 @@ class _Shrinking:
         if isinstance(value, dict):
             if value and all(str(place).isdigit() for place in value):  # Gemma 4: by layer
                 value = {k: v for k, v in value.items() if int(k) < self.layers}
-            # A configuration inside the configuration (DBRX) refuses the general fields.
-            general = PretrainedConfig().to_dict() if "return_dict" in value else {}
-            return self.section({k: v for k, v in value.items() if k not in general})
+            if "return_dict" in value:
+                # A configuration inside the configuration (DBRX) refuses the general fields.
+                general = PretrainedConfig().to_dict()
+                value = {k: v for k, v in value.items() if k not in general}
+            return self.section(value)
         if isinstance(value, (list, tuple)):
             return self.sequence(key, list(value))
         if isinstance(value, float) and re.fullmatch(ROTATED_PARTS, key):
-            return value if int(value * HEAD_DIM) in range(2, HEAD_DIM + 1, 2) else 0.5  # whole pairs are rotated
+            rotated = int(value * HEAD_DIM)
+            if rotated in range(2, HEAD_DIM + 1, 2):  # whole pairs
+                return value
+            return 0.5
         if not _is_size(value) or value < 1:
             return value
         return self.number(key, value)
 
     def number(self, key: str, value: int) -> int:
         if key.endswith("_token_id"):
-            return value if self.keep_ids and value < self.vocabulary else value % 3
+            if self.keep_ids and value < self.vocabulary:
+                return value
+            return value % 3
         if "vocab_size" in key:
             return self.vocabulary
         if re.fullmatch(LAYERS, key):
@@ -181,17 +196,24 @@ class _Shrinking:
         if _is_limit(key):
             return self.limit(key, value)
         if re.fullmatch("(.*_)?(num_key_value_heads|num_kv_heads|kv_n_heads)", key):
-            return min(value, HEADS if self.heads in (None, value) else HEADS // 2)
+            most = HEADS if self.heads in (None, value) else HEADS // 2
+            return min(value, most)
         for pattern, size in SIZES:
             if re.fullmatch(pattern, key):
                 return size(value)
         return value
 
     def limit(self, key: str, value: int) -> int:
-        by = "sample" if self.exceeded is None else self.exceeded.get((key, value))
-        if by != "sample":
-            return BETWEEN if by == "row" else self.room
-        return SHORT_WINDOW if re.fullmatch(WINDOWS, key) else SHORT_POSITIONS
+        by: str | None = "sample"
+        if self.exceeded is not None:
+            by = self.exceeded.get((key, value))
+        if by is None:
+            return self.room
+        if by == "row":
+            return BETWEEN
+        if re.fullmatch(WINDOWS, key):
+            return SHORT_WINDOW
+        return SHORT_POSITIONS
 
     def sequence(self, key: str, value: list) -> list:
         if key.endswith(("short_factor", "long_factor")):
@@ -205,7 +227,13 @@ class _Shrinking:
             value = value[: self.layers]
         if key.endswith("_token_id"):
             return [self.number(key, item) for item in value]
-        return [self.entry(key, item) if not isinstance(item, list) else item for item in value]
+        return [self._item(key, item) for item in value]
+
+    def _item(self, key: str, item: Any) -> Any:
+        """An entry of a list; a list inside of it stays as it is."""
+        if isinstance(item, list):
+            return item
+        return self.entry(key, item)
 
 
 def _kept_layers(body: dict[str, Any], layers: int | None) -> int:
@@ -218,8 +246,10 @@ def _kept_layers(body: dict[str, Any], layers: int | None) -> int:
             needed = max(needed, 1 + value[0])
         elif isinstance(value, list) and len(value) == layers > 1:
             needed = max(needed, 1 + max(value.index(kind) for kind in value))
-        elif re.search("period|interval|every_n|step$|pattern|dense_replace", key):
-            needed = max(needed, value) if _is_size(value) else needed
+        elif _is_size(value) and re.search(
+            "period|interval|every_n|step$|pattern|dense_replace", key
+        ):
+            needed = max(needed, value)
     if body.get("use_sliding_window") and _is_size(body.get("max_window_layers")):
         needed = max(needed, body["max_window_layers"] + 1)
     return min(layers, needed)
@@ -239,10 +269,16 @@ def _size(config: PretrainedConfig, body: dict[str, Any], name: str) -> int | No
 
 
 def _head_dim(config: PretrainedConfig, body: dict[str, Any]) -> int:
-    """Width of an attention head; where a family does not say it, the model's width divided by its heads."""
+    """Width of an attention head; where a family does not say it, the model's width divided by its
+    heads.
+    """
     said = _size(config, body, "head_dim")
     width, heads = _size(config, body, "hidden_size"), _size(config, body, "num_attention_heads")
-    return said or (width // heads if width and heads else 2 * HEAD_DIM)
+    if said:
+        return said
+    if width and heads:
+        return width // heads
+    return 2 * HEAD_DIM
 
 
 def _is_size(value: Any) -> bool:

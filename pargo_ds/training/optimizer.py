@@ -7,36 +7,47 @@ import math
 import torch
 from torch import nn
 
-from pargo_ds.config import PARTS, PartSection, ProjectorTraining, RunConfig
+from pargo_ds.config import RunConfig
+from pargo_ds.train_sections import PARTS, PartSection, ProjectorTraining
 
 
 def parameter_groups(model: nn.Module, run: RunConfig) -> list[dict]:
-    """Groups of trainable parameters: per part and learning rate, with and without weight decay (vectors have none).
+    """Return the groups of trainable parameters: per part and learning rate, with and without
+    weight decay (vectors have none).
 
-    A group's `lr_scale` is its peak rate over the part's. Empty groups are left out: DeepSpeed drops them and then
-    disagrees with whoever counted them.
+    A group's `lr_scale` is its peak rate over the part's. Empty groups are left out: DeepSpeed
+    drops them and then disagrees with whoever counted them.
     """
     groups = []
     for part in PARTS:
         section: PartSection = getattr(run.train, part)
-        trained = [(name, p) for name, p in getattr(model, part).named_parameters() if p.requires_grad]
-        scales = {name: lr_scale(name, section) for name, _ in trained}
+        named = getattr(model, part).named_parameters()
+        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        scales = {name: lr_scale(name, section) for name in trained}
         for scale in dict.fromkeys(scales.values()):
-            for decays in (True, False):
-                members = [p for name, p in trained if is_matrix(p) == decays and scales[name] == scale]
+            of_scale = [parameter for name, parameter in trained.items() if scales[name] == scale]
+            matrices = [parameter for parameter in of_scale if is_matrix(parameter)]
+            vectors = [parameter for parameter in of_scale if not is_matrix(parameter)]
+            for kind, members, decay in (
+                ("matrices", matrices, section.weight_decay),
+                ("vectors", vectors, 0.0),
+            ):
                 if members:
-                    decay = section.weight_decay if decays else 0.0
-                    name = f"{part}.{'matrices' if decays else 'vectors'}"
-                    group = {"params": members, "lr": section.lr, "weight_decay": decay, "name": name}
+                    group = {
+                        "params": members,
+                        "lr": section.lr,
+                        "weight_decay": decay,
+                        "name": f"{part}.{kind}",
+                    }
                     groups.append(group | {"lr_scale": scale})
     return groups
 
 
 def lr_scale(name: str, section: PartSection) -> float:
-    """Peak learning rate of a parameter `name` of a part, over the part's own.
+    """Return the peak learning rate of a parameter `name` of a part, over the part's own.
 
-    Adam moves each weight by about its rate, whatever its size, so modules that add up to the same visual tokens need
-    rates of their own (docs/learning.md).
+    Adam moves each weight by about its rate, whatever its size, so modules that add up to the same
+    visual tokens need rates of their own (docs/learning.md).
     """
     if not isinstance(section, ProjectorTraining) or section.lr is None:
         return 1.0
@@ -48,12 +59,13 @@ def lr_scale(name: str, section: PartSection) -> float:
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
-    """True for weights of two axes or more; ZeRO-3 keeps the real shape in `ds_shape`."""
+    """Whether a weight has two axes or more; ZeRO-3 keeps the real shape in `ds_shape`."""
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
 def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float, floor: float) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up, then a cosine from `peak` to `floor` at the last step.
+    """Return the learning rate of step `step` (from 0): a linear warm-up, then a cosine from `peak`
+    to `floor` at the last step.
 
     Example: total 10, warm-up 2 -> steps 0, 1 are peak/2, peak; step 9 is floor.
     """
@@ -64,12 +76,15 @@ def lr_at(step: int, total_steps: int, warmup_steps: int, peak: float, floor: fl
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def set_learning_rates(groups: list[dict], run: RunConfig, step: int, total_steps: int) -> dict[str, float]:
-    """Write step `step`'s learning rates into the optimizer's groups; returns them by part."""
+def set_learning_rates(
+    groups: list[dict], run: RunConfig, step: int, total_steps: int
+) -> dict[str, float]:
+    """Write step `step`'s learning rates into the optimizer's groups, and return them by part."""
     rates = {}
     for group in groups:
         part = group["name"].split(".")[0]
         section: PartSection = getattr(run.train, part)
+        assert section.lr is not None  # PartSection has one for what trains
         rates[part] = lr_at(step, total_steps, run.train.warmup_steps, section.lr, section.min_lr)
         group["lr"] = rates[part] * group["lr_scale"]
     return rates

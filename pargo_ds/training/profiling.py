@@ -1,4 +1,6 @@
-"""`--profile N`: a torch profile of N steps, one trace per rank, to be opened in Perfetto or chrome://tracing."""
+"""`--profile N`: a torch profile of N steps, one trace per rank, to be opened in Perfetto or
+chrome://tracing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class StepProfile:
     def __init__(self, folder: Path, steps: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"rank_{distributed.rank():05d}.json"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+        activities = [ProfilerActivity.CPU]
+        if torch.cuda.is_available():
+            activities.append(ProfilerActivity.CUDA)
         self.profile = profile(
             activities=activities,
             schedule=schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1),
@@ -36,9 +40,9 @@ class StepProfile:
         log.info("profile written to %s", self.file)
 
     def step(self) -> None:
-        """A step has ended."""
+        """Note that a step has ended."""
         self.profile.step()
 
     def close(self) -> None:
-        """Stop; a profile that is not complete is written as far as it went."""
+        """Stop. A profile that is not complete is written as far as it went."""
         self.profile.stop()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ from tqdm import tqdm
 
 from pargo_ds import distributed
 from pargo_ds.config import RunConfig
+from pargo_ds.files.figures_json import finite
+from pargo_ds.files.whole_file import write_whole
 from pargo_ds.training.wandb_run import WandbRun
 
 log = logging.getLogger("pargo_ds")
+RARE = ("validation_", "evaluation_")
+"""Beginnings of figures that are written whenever there are any."""
 
 
 def start_logging(run_dir: Path) -> None:
@@ -32,7 +35,9 @@ def start_logging(run_dir: Path) -> None:
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(to_file)
     if distributed.is_main():
-        to_terminal = _AboveTheBar(level=logging.INFO)  # tracebacks of clear errors go to the file only
+        to_terminal = _AboveTheBar(
+            level=logging.INFO
+        )  # tracebacks of clear errors go to the file only
         to_terminal.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(to_terminal)
 
@@ -50,7 +55,9 @@ class Reporter:
     `constants` are figures of the whole run that stand in every line (conversations left out).
     """
 
-    def __init__(self, run: RunConfig, total_steps: int, first_step: int, constants: dict[str, Any]) -> None:
+    def __init__(
+        self, run: RunConfig, total_steps: int, first_step: int, constants: dict[str, Any]
+    ) -> None:
         self.every, self.constants = run.reporting.log_every, constants
         self.active = distributed.is_main()
         self.wandb_run: str | None = None
@@ -61,7 +68,9 @@ class Reporter:
         self.file = path.open("a")
         self.wandb = WandbRun(run, path, first_step, total_steps)
         self.wandb_run = self.wandb.id
-        self.bar = tqdm(total=total_steps, initial=first_step, desc=run.name, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total_steps, initial=first_step, desc=run.name, unit="step", dynamic_ncols=True
+        )
 
     def step(self, step: int, figures: dict[str, Any]) -> None:
         """Report finished step `step` (counted from 1)."""
@@ -71,10 +80,8 @@ class Reporter:
         shown = {"loss": f"{figures['loss']:.3f}", "tok/s": f"{figures['tokens_per_s']:.0f}"}
         shown |= {"fill": f"{figures['fill']:.0%}", "wait": f"{figures['data_wait_s']:.2f}s"}
         self.bar.set_postfix(shown, refresh=False)
-        if step % self.every == 0 or "held_out_loss" in figures:
-            # JSON has no NaN; null keeps the file readable by every tool
-            figures = figures | self.constants
-            clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+        if step % self.every == 0 or any(name.startswith(RARE) for name in figures):
+            clean = finite(figures | self.constants)
             self.file.write(json.dumps({"step": step, **clean}) + "\n")
             self.file.flush()
             self.wandb.log(step, clean)
@@ -89,7 +96,9 @@ class Reporter:
 
 
 def drop_lines_after(path: Path, step: int) -> None:
-    """Cut metrics of steps that a resumed run will do again (lines above `step`, and a torn last line)."""
+    """Cut metrics of steps that a resumed run will do again (lines above `step`, and a torn last
+    line).
+    """
     if not path.is_file():
         return
     kept = []
@@ -100,6 +109,4 @@ def drop_lines_after(path: Path, step: int) -> None:
             continue
         if known:
             kept.append(line)
-    aside = path.with_suffix(".jsonl.aside")
-    aside.write_text("".join(line + "\n" for line in kept))
-    aside.replace(path)
+    write_whole(path, "".join(line + "\n" for line in kept))

@@ -1,4 +1,6 @@
-"""The run's folder: config.yaml, logs, metrics.jsonl, checkpoints, DONE (DESIGN, "A run's folder")."""
+"""The run's folder: config.yaml, logs, metrics.jsonl, checkpoints, DONE (DESIGN, "A run's
+folder").
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from pargo_ds import distributed
-from pargo_ds.config import ConfigError, RunConfig, load_config
+from pargo_ds.config import RunConfig, load_config
+from pargo_ds.errors import ConfigError, RunBusyError
+from pargo_ds.files.whole_file import write_whole
 from pargo_ds.settings_file import format_yaml
 
 log = logging.getLogger("pargo_ds")
@@ -23,14 +27,11 @@ LOCK_TIMEOUT_S = 60
 
 # Sections that may change between a run and its continuation: they do not touch what is learned.
 FREE_TO_CHANGE = (
-    *("output", "checkpoint", "survival", "held_out", "reporting", "attention"),
-    *("data.workers", "data.held_out", "data.cache", "data.cache_limit"),
+    *("output", "checkpoint", "survival", "validation", "evaluation", "reporting", "attention"),
+    *("train.activation_checkpointing", "train.zero3_gather", "batch.packs_per_forward"),
+    *("data.workers", "data.validation", "data.cache", "data.cache_limit"),
     "data.train.path",  # the saved data position knows the shards by their index, wherever they lie
 )
-
-
-class RunBusyError(ConfigError):
-    """Another process is training this run."""
 
 
 def make_run_folder(run: RunConfig) -> None:
@@ -50,7 +51,9 @@ def check_writable(run: RunConfig) -> None:
         if not folder.exists():
             continue
         if not folder.is_dir():
-            raise ConfigError(f"{folder} is a file, where the run makes a folder: move it away, or choose another name")
+            raise ConfigError(
+                f"{folder} is a file, where the run makes a folder: move it away, or choose another name"
+            )
         probe = folder / f".writable_{distributed.rank():05d}"
         try:
             probe.write_bytes(b"1")
@@ -67,28 +70,33 @@ def _not_writable(folder: Path, error: OSError) -> ConfigError:
 
 
 def open_run_folder(run: RunConfig) -> None:
-    """Create the folder and write config.yaml; ConfigError when it belongs to a run that learns something else."""
+    """Create the folder and write config.yaml; ConfigError when it belongs to a run that learns
+    something else.
+    """
     make_run_folder(run)
     path = run.run_dir / "config.yaml"
     if path.is_file():
         before = load_config(path)
         changed = differences(before.model_dump(mode="json"), run.model_dump(mode="json"))
         if changed:
-            shown = "\n".join(f"  - {key}: {old!r} before, {new!r} now" for key, (old, new) in changed.items())
+            lines = []
+            for key, (old, new) in changed.items():
+                lines.append(f"  - {key}: {old!r} before, {new!r} now")
+            shown = "\n".join(lines)
             raise ConfigError(
                 f"{run.run_dir} holds a run with other settings:\n{shown}\n"
                 "give this run another name (--set name=...), or put these settings back"
             )
-    aside = path.with_suffix(".aside")
-    aside.write_text(format_yaml(run.model_dump(mode="json")), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, format_yaml(run.model_dump(mode="json")))
 
 
-def hold(run: RunConfig) -> IO[str] | None:
-    """Lock the run's folder for as long as the returned file is open; the system frees it, also after kill -9.
+def lock_run_folder(run: RunConfig) -> IO[str] | None:
+    """Lock the run's folder for as long as the returned file is open; the system frees it, also
+    after kill -9.
 
-    Two processes that train the same run would remove each other's checkpoints. None where the file system has no
-    locks (said once). Raises RunBusyError naming the holder when it does not let go within a minute.
+    Two processes that train the same run would remove each other's checkpoints. None where the file
+    system has no locks (said once). Raises RunBusyError naming the holder when it does not let go
+    within a minute.
     """
     file = open(run.run_dir / LOCK, "a+")  # noqa: SIM115 (open as long as the run)
     deadline = time.monotonic() + LOCK_TIMEOUT_S
@@ -109,7 +117,9 @@ def hold(run: RunConfig) -> IO[str] | None:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-            log.warning("%s: the file system has no locks; do not start this run twice", run.run_dir)
+            log.warning(
+                "%s: the file system has no locks; do not start this run twice", run.run_dir
+            )
             file.close()
             return None
     file.truncate(0)
@@ -119,18 +129,19 @@ def hold(run: RunConfig) -> IO[str] | None:
 
 
 def differences(before: Any, now: Any, place: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, but for those in FREE_TO_CHANGE."""
+    """Return (before, now) by the dotted keys whose values differ, but for those in
+    FREE_TO_CHANGE.
+    """
     if place in FREE_TO_CHANGE or before == now:
         return {}
+    found: dict[str, tuple[Any, Any]] = {}
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        # The entries of a list share their place, so that "data.train.path" is the path of any stream.
-        return {
-            key: values
-            for old, new in zip(before, now, strict=True)
-            for key, values in differences(old, new, place).items()
-        }
+        # The entries of a list share their place, so that "data.train.path" is the path of any
+        # stream.
+        for old, new in zip(before, now, strict=True):
+            found |= differences(old, new, place)
+        return found
     if isinstance(before, dict) and isinstance(now, dict):
-        found: dict[str, tuple[Any, Any]] = {}
         for key in [*before, *(k for k in now if k not in before)]:
             inner = f"{place}.{key}" if place else key
             found |= differences(before.get(key), now.get(key), inner)
@@ -139,9 +150,10 @@ def differences(before: Any, now: Any, place: str = "") -> dict[str, tuple[Any, 
 
 
 def done_file(run: RunConfig) -> Path:
-    """Exists only when the run has finished."""
+    """Return the path of the file that exists only when the run has finished."""
     return run.run_dir / "DONE"
 
 
 def checkpoints_dir(run: RunConfig) -> Path:
+    """Return the folder of the run's checkpoints."""
     return run.run_dir / "checkpoints"

@@ -1,18 +1,20 @@
-"""The loop: load -> forward -> backward -> step -> report -> held-out loss -> save."""
+"""The loop: load -> forward -> backward -> step -> held-out loss, benchmarks -> report -> save."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
 from pargo_ds import distributed
-from pargo_ds.batch import Batch
+from pargo_ds.batch import Batch, join, split_into_rows
 from pargo_ds.checkpoint.store import Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.training.bad_steps import BadSteps
+from pargo_ds.training.inputs import device_inputs
 from pargo_ds.training.meters import StepMeter
 from pargo_ds.training.optimizer import set_learning_rates
 from pargo_ds.training.profiling import StepProfile
@@ -23,12 +25,46 @@ TOTALS = ("tokens", "target_tokens", "images", "samples", "skipped_steps")
 """Figures that are added up over the whole run, across its interruptions."""
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a rank has read for its next step."""
+
+    batches: list[Batch] = field(default_factory=list)
+    wait_s: float = 0.0
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the step could not be read."""
+        return self.error is not None
+
+    def check(self, agreed: Agreed) -> None:
+        """Raise on every rank when any could not read: the others would wait for it in a collective
+        for ever.
+        """
+        if agreed.not_read:
+            distributed.run_on_all_ranks(lambda: _raise(self.error))
+
+
+class Agreed(NamedTuple):
+    """What all ranks know after telling each other."""
+
+    to_stop: bool
+    not_read: bool
+    """Some rank could not read the next step."""
+    targets: float
+    """Target tokens of the next step over all ranks."""
+    of_ranks: torch.Tensor
+    """(ranks, numbers) of the step that ended."""
+
+
 class Trainer:
     """Runs one stage on a DeepSpeed engine.
 
-    `steps` yields this rank's micro-batches of each optimizer step; every rank yields equally many, and each one
-    runs vision, projector and LLM exactly once, because ZeRO-3's gathers are collective (a pack without pictures
-    brings a blank one, see ParGoForConditionalGeneration.forward).
+    `steps` yields this rank's micro-batches of each optimizer step; every rank yields equally many,
+    and each one runs vision, projector and LLM exactly once, because ZeRO-3's gathers are
+    collective (a pack without images brings a blank one, see
+    ParGoForConditionalGeneration.forward).
     """
 
     def __init__(
@@ -36,7 +72,7 @@ class Trainer:
         run: RunConfig,
         engine: Any,
         steps: Iterator[list[Batch]],
-        held_out: list[Batch],
+        validation: list[Batch],
         *,
         position: Callable[[], dict[str, Any]],
         saver: Saver,
@@ -48,121 +84,162 @@ class Trainer:
         totals: dict[str, float],
         stop_after: int | None = None,
         profile: StepProfile | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        self.run, self.engine, self.steps, self.held_out = run, engine, steps, held_out
+        self.run, self.engine, self.steps, self.validation = run, engine, steps, validation
         self.position, self.saver, self.reporter, self.meter = position, saver, reporter, meter
         self.stop, self.watchdog, self.profile = stop, watchdog, profile
+        self.evaluate = evaluate
         self.total_steps, self.stop_after = total_steps, stop_after
         self.totals = {name: totals.get(name, 0.0) for name in TOTALS}
         self.bad_steps = BadSteps(run.survival.bad_steps)
         self.device = torch.device(engine.device)
 
     def train(self, first_step: int) -> int:
-        """Train from `first_step` (steps already done) to the last step, or to the one at whose end all ranks agree to
-        stop; returns the steps done. The last checkpoint is whole when this returns."""
+        """Train from `first_step` (steps already done) to the last step, or to the one at whose end
+        all ranks agree to stop, and return the steps done. The last checkpoint is whole when this
+        returns.
+        """
         self.engine.train()
         step = first_step
         stopping = False
+        read = self.read()
+        agreed = self.agree(read)
         while step < self.total_steps and not stopping:
-            self.watchdog.beat()
-            batches, all_targets = self.next_batches()
-            rates = set_learning_rates(self.engine.optimizer.param_groups, self.run, step, self.total_steps)
-            loss_sum = self.optimizer_step(batches, all_targets)
+            self.watchdog.heartbeat()
+            read.check(agreed)
+            self.meter.start(data_wait_s=read.wait_s)
+            rates = set_learning_rates(
+                self.engine.optimizer.param_groups, self.run, step, self.total_steps
+            )
+            batches, position = read.batches, self.position()
+            loss_sum = self.optimizer_step(batches, agreed.targets)
             step += 1
-            figures = self.figures(step, loss_sum, rates, batches)
-            stopping = self.agree_to_stop() or step == self.stop_after
             last = step == self.total_steps
-            if self.held_out and (last or step % self.run.held_out.every == 0):
-                self.watchdog.beat()
-                figures["held_out_loss"] = self.held_out_loss()
+            numbers = self.meter.own()
+            read = Read() if last else self.read()
+            agreed = self.agree(read, [loss_sum, *numbers])
+            figures = self.figures(step, agreed.of_ranks, rates, batches)
+            stopping = agreed.to_stop or step == self.stop_after
+            if self.validation and (last or step % self.run.validation.every == 0):
+                self.watchdog.heartbeat()
+                figures["validation_loss"] = self.validation_loss()
+            if self.evaluate and (last or step % self.run.evaluation.every == 0):
+                figures |= self.evaluation(self.evaluate)
             self.reporter.step(step, figures)
             if last or stopping or step % self.run.checkpoint.every == 0:
-                self.watchdog.beat()
-                self.saver.save(self.engine, step=step, data_state=self.position(), totals=self.totals)
+                self.watchdog.heartbeat()
+                self.saver.save(self.engine, step=step, data_state=position, totals=self.totals)
             if self.profile is not None:
                 self.profile.step()
         self.saver.wait()
         return step
 
-    def next_batches(self) -> tuple[list[Batch], float]:
-        """This rank's micro-batches of the next step, and the target tokens of all ranks; the meter counts the wait.
-
-        Raises on every rank when any could not read: the others would wait for it in a collective for ever.
-        """
+    def read(self) -> Read:
+        """Read this rank's micro-batches of the next step, before the present one is reported."""
         asked = time.perf_counter()
         error: Exception | None = None
         batches: list[Batch] = []
         try:
             batches = next(self.steps)
-        except Exception as caught:  # raised below, on every rank
+        except Exception as caught:  # raised by `check`, on every rank
             error = caught
-        self.meter.start(data_wait_s=time.perf_counter() - asked)
-        targets = float(sum(batch.num_targets for batch in batches))
-        all_targets, failed = distributed.all_reduce([targets, float(error is not None)], self.device)
-        if failed:
-            distributed.together(lambda: _raise(error))
-        return batches, all_targets
+        return Read(batches, time.perf_counter() - asked, error)
 
-    def figures(self, step: int, loss_sum: float, rates: dict[str, float], batches: list[Batch]) -> dict[str, Any]:
-        """What is reported of a step; FloatingPointError after too many bad steps in a row."""
-        figures: dict[str, Any] = self.meter.reduce(loss_sum)
+    def agree(self, read: Read, numbers: Sequence[float | torch.Tensor] = ()) -> Agreed:
+        """Exchange what the ranks tell each other once a step, in one collective: `numbers` of the
+        step that ended, whether to stop, and the targets of the next one.
+
+        Raises on all when one could not write its part of a checkpoint.
+        """
+        flags = [float(self.stop.asked()), float(self.saver.failed()), float(read.failed)]
+        targets = float(sum(batch.num_targets for batch in read.batches))
+        told = distributed.gather_numbers([*flags, targets, *numbers], self.device)
+        asked, not_written, not_read = told[:, :3].any(0).tolist()
+        if not_written:
+            self.saver.wait()
+        return Agreed(asked, not_read, float(told[:, 3].sum()), told[:, 4:])
+
+    def figures(
+        self, step: int, of_ranks: torch.Tensor, rates: dict[str, float], batches: list[Batch]
+    ) -> dict[str, Any]:
+        """Return what is reported of a step, of `(ranks, numbers)` that begin with each rank's loss.
+        Raises FloatingPointError after too many bad steps in a row.
+        """
+        loss_sum = float(of_ranks[:, 0].sum())
+        figures: dict[str, Any] = self.meter.figures(loss_sum, of_ranks[:, 1:])
         skipped = bool(self.engine.optimizer.overflow)
-        bad = self.bad_steps.look(step, figures, skipped, batches)
+        bad = self.bad_steps.check_step(step, figures, skipped, batches)
         figures |= {f"lr_{part}": rate for part, rate in rates.items()}
-        figures |= {"lr": max(rates.values()), "grad_norm": float(self.engine.get_global_grad_norm())}
+        figures |= {
+            "lr": max(rates.values()),
+            "grad_norm": float(self.engine.get_global_grad_norm()),
+        }
+        added = figures | {"skipped_steps": float(bad)}
         for name in TOTALS:
-            self.totals[name] += float(bad) if name == "skipped_steps" else figures[name]
+            self.totals[name] += added[name]
         return figures | {f"total_{name}": value for name, value in self.totals.items()}
 
-    def agree_to_stop(self) -> bool:
-        """Whether any rank was asked to stop. Raises on all when one could not write its part of a checkpoint."""
-        own = [float(self.stop.asked()), float(self.saver.failed())]
-        asked, failed = distributed.all_reduce(own, self.device, "max")
-        if failed:
-            self.saver.wait()
-        return bool(asked)
+    def optimizer_step(self, batches: list[Batch], all_targets: float) -> torch.Tensor:
+        """Run forward and backward of all packs, then one update, and return this rank's
+        summed cross-entropy, float64, on its device.
 
-    def optimizer_step(self, batches: list[Batch], all_targets: float) -> float:
-        """Forward and backward of all micro-batches, then one update; returns this rank's summed cross-entropy.
-
-        The loss is the mean over the target tokens of the global batch. DeepSpeed averages gradients over ranks and
-        micro-batches, so each micro-batch's sum is divided by targets / (ranks * micro-batches).
+        The loss is the mean over the target tokens of the global batch. DeepSpeed averages
+        gradients over ranks and micro-batches (rows of packs), so each one's sum is divided by targets /
+        (ranks * micro-batches).
         """
-        denominator = max(1.0, all_targets) / (distributed.world_size() * len(batches))
+        rows = split_into_rows(batches, self.run.batch.packs_per_forward)
+        denominator = max(1.0, all_targets) / (distributed.world_size() * len(rows))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in batches:
-            loss_sum += self.micro_batch(batch, denominator) * denominator
-            self.meter.add(batch)
-        return loss_sum.item()
+        for packs in rows:
+            loss_sum += self.micro_batch(join(packs), denominator) * denominator
+            self.meter.add(packs)
+        return loss_sum
 
     def micro_batch(self, batch: Batch, denominator: float) -> torch.Tensor:
-        """Forward and backward of one pack (and the update, at the last of a step); returns its loss, float64."""
+        """Run forward and backward of one row (and the update, at the last of a step), and return
+        its loss, float64.
+        """
         try:
-            output = self.engine(**batch.model_inputs(self.device), num_items_in_batch=denominator)
+            inputs = device_inputs(batch, self.engine.module, self.device)
+            output = self.engine(**inputs, num_items_in_batch=denominator)
             self.engine.backward(output.loss)
             self.engine.step()
         except torch.OutOfMemoryError as error:
             budget = self.run.batch
             raise torch.OutOfMemoryError(
-                f"out of memory with a pack of {batch.num_tokens} tokens, {batch.num_images} pictures and "
-                f"{batch.num_targets} targets (batch.tokens_per_pack: {budget.tokens_per_pack}, pictures_per_pack: "
-                f"{budget.pictures_per_pack}). Lower these, set train.activation_checkpointing: true, or use "
+                f"out of memory with a row of {batch.num_tokens} tokens, {batch.num_images} images and "
+                f"{batch.num_targets} targets (batch.tokens_per_pack: {budget.tokens_per_pack}, images_per_pack: "
+                f"{budget.images_per_pack}, packs_per_forward: {budget.packs_per_forward}). Lower these, "
+                "set train.activation_checkpointing: full, or use "
                 f"ds_configs/zero3_offload.json. {error}"
             ) from error
         return output.loss.detach().double()
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
-        """Mean cross-entropy over the target tokens of all held-out packs."""
+    def validation_loss(self) -> float:
+        """Return the mean cross-entropy over the target tokens of all held-out packs."""
         self.engine.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        for batch in self.held_out:
-            output = self.engine(**batch.model_inputs(self.device), num_items_in_batch=1.0)
-            loss_sum += output.loss.double()
+        for batch in self.validation:
+            inputs = device_inputs(batch, self.engine.module, self.device)
+            loss_sum += self.engine(**inputs, num_items_in_batch=1.0).loss.double()
         self.engine.train()
-        targets = sum(batch.num_targets for batch in self.held_out)
-        total, count = distributed.all_reduce([loss_sum.item(), targets], self.device)
+        targets = sum(batch.num_targets for batch in self.validation)
+        total, count = distributed.gather_numbers([loss_sum, targets], self.device).sum(0).tolist()
         return total / max(1.0, count)
+
+    def evaluation(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Return the figures of the benchmarks and the seconds that they took; on all ranks at
+        once.
+        """
+        self.watchdog.heartbeat()
+        started = time.perf_counter()
+        self.engine.eval()
+        figures = evaluate()
+        self.engine.train()
+        self.watchdog.heartbeat()
+        return figures | {"evaluation_s": time.perf_counter() - started}
 
 
 def _raise(error: Exception | None) -> None:

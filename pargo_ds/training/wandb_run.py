@@ -1,12 +1,14 @@
-"""The run at wandb: one id for all starts, and every step there, also when wandb's own process was ended.
+"""The run at wandb: one id for all starts, and every step there, also when wandb's own process was
+ended.
 
-wandb hands figures to a process of its own. A signal to all processes of a job ends that one at once, together with
-what it has not written yet; offline that was a whole segment (wandb 0.31.0; github.com/wandb/wandb/issues/9963). So
-`wandb_state.json` in the run's folder says up to which step wandb was closed in good order, and the next start of wandb
-is given the later lines of metrics.jsonl again.
+wandb hands figures to a process of its own. A signal to all processes of a job ends that one at
+once, together with what it has not written yet; offline that was a whole segment (wandb 0.31.0;
+github.com/wandb/wandb/issues/9963). So `wandb_state.json` in the run's folder says up to which step
+wandb was closed in good order, and the next start of wandb is given the later lines of
+metrics.jsonl again.
 
-A start that fails (no network, a wrong key) costs at most `reporting.wandb_timeout_s`, and wandb goes on offline. What
-wandb's own environment variables say goes before the run file.
+A start that fails (no network, a wrong key) costs at most `reporting.wandb_timeout_s`, and wandb
+goes on offline. What wandb's own environment variables say goes before the run file.
 """
 
 from __future__ import annotations
@@ -18,19 +20,24 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pargo_ds.config import RunConfig
+from pargo_ds.files.whole_file import write_whole
 
 log = logging.getLogger("pargo_ds")
 ID, STATE = "wandb_id", "wandb_state.json"
 OFFLINE, CUT_OFF = "offline-run-", "cut-off-"
+Mode: TypeAlias = Literal["online", "offline", "disabled"]
 RESTARTS = 3
 """How often wandb is started again within one process."""
-MODES = {
-    **dict.fromkeys(("online", "run", "shared"), "online"),
-    **dict.fromkeys(("offline", "dryrun"), "offline"),
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "run": "online",
+    "shared": "online",
+    "offline": "offline",
+    "dryrun": "offline",
     "disabled": "disabled",
 }
 """Values of WANDB_MODE -> ours."""
@@ -53,10 +60,12 @@ class WandbRun:
 
     def __init__(self, run: RunConfig, metrics: Path, first_step: int, total_steps: int) -> None:
         self.run, self.metrics, self.total_steps = run, metrics, total_steps
-        self.mode, self.last, self.restarts = mode_of(run), first_step, RESTARTS
+        self.mode: Mode = mode_of(run)
+        self.last, self.restarts = first_step, RESTARTS
         self.held = 0
-        """The last step that wandb surely has. It may lie behind `first_step`: a rank died before the checkpoint of
-        these steps was whole, and they are trained again."""
+        """The last step that wandb surely has. It may lie behind `first_step`: a rank died before
+        the checkpoint of these steps was whole, and they are trained again.
+        """
         self.wandb: Any = None
         self.id: str | None = None
         if self.mode != "disabled":
@@ -64,7 +73,9 @@ class WandbRun:
             self.wandb = self._start_or_leave(first_step)
 
     def log(self, step: int, figures: dict[str, Any]) -> None:
-        """Report a step whose line metrics.jsonl already has, unless an earlier start did (wandb's steps only grow)."""
+        """Report a step whose line metrics.jsonl already has, unless an earlier start did (wandb's
+        steps only grow).
+        """
         self.last = step
         if step <= self.held:
             return
@@ -74,8 +85,10 @@ class WandbRun:
             self._restart()
 
     def close(self) -> None:
-        """Close wandb in good order. One that was ended is started again only after the last step: before that, the
-        next start makes up for it, and a process that was asked to stop has no time to lose."""
+        """Close wandb in good order. One that was ended is started again only after the last step:
+        before that, the next start makes up for it, and a process that was asked to stop has no
+        time to lose.
+        """
         if self.mode == "disabled" or self._finished():
             return
         if self.restarts > 0 and self.last == self.total_steps:
@@ -93,20 +106,26 @@ class WandbRun:
     def _own_id(self) -> str:
         """The id lives in the run's folder, so that each start continues the same wandb run."""
         path = self.run.run_dir / ID
-        known = path.read_text().strip() if path.is_file() else ""  # empty after a kill or on a full disk
+        known = ""
+        if path.is_file():
+            known = path.read_text().strip()  # empty after a kill or on a full disk
         if not known:
             known = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
             path.write_text(known)
         return known
 
     def _start_or_leave(self, first_step: int) -> Any:
-        """Start wandb, offline where it cannot be online; None where it cannot be started at all."""
+        """Start wandb, offline where it cannot be online; None where it cannot be started at
+        all.
+        """
         while self.mode != "disabled":
             try:
                 return self._start(first_step)
             except Exception as error:  # whatever wandb raises: metrics.jsonl has the figures
                 _forget_process()
-                log.warning("wandb cannot be %s (%s); %s", self.mode, _said(error), INSTEAD[self.mode])
+                log.warning(
+                    "wandb cannot be %s (%s); %s", self.mode, _said(error), INSTEAD[self.mode]
+                )
                 self.mode = "offline" if self.mode == "online" else "disabled"
         return None
 
@@ -125,23 +144,32 @@ class WandbRun:
             dir=str(self.run.run_dir),
             config=self.run.model_dump(mode="json"),
             settings=wandb.Settings(
-                silent=True, console="off", disable_git=True, init_timeout=limit, finish_timeout=limit
+                silent=True,
+                console="off",
+                disable_git=True,
+                init_timeout=limit,
+                finish_timeout=limit,
             ),
         )
         self._note(self.held, Path(started.dir).parent.name)
         for step, figures in _lines(self.metrics):
-            if step > self.held and step >= started.step:  # a server that knows the run tells its next step
+            # A server that knows the run tells its next step.
+            if step > self.held and step >= started.step:
                 started.log(_numbers(figures), step=step)
         if self.held > first_step:
-            log.info("wandb has the steps up to %d already; those are not reported again", self.held)
+            log.info(
+                "wandb has the steps up to %d already; those are not reported again", self.held
+            )
         return started
 
     def _held(self, first_step: int) -> int:
-        """The last step that an earlier start has given it. What one that was cut off has written offline is set
-        aside: its steps are reported again."""
+        """The last step that an earlier start has given it. What one that was cut off has written
+        offline is set aside: its steps are reported again.
+        """
         path = self.run.run_dir / STATE
         if not path.is_file():  # noted now: a start that fails leaves a folder, too
-            self._note(0 if not any(self.run.run_dir.glob("wandb/*run-*")) else first_step, None)
+            started_before = any(self.run.run_dir.glob("wandb/*run-*"))
+            self._note(first_step if started_before else 0, None)
         state = json.loads(path.read_text())
         folder = self.run.run_dir / "wandb" / Path(state["open"] or "none").name
         if folder.name.startswith(OFFLINE) and folder.is_dir():
@@ -149,10 +177,8 @@ class WandbRun:
         return int(state["step"])
 
     def _note(self, step: int, folder: str | None) -> None:
-        path = self.run.run_dir / STATE
-        aside = path.with_suffix(".aside")
-        aside.write_text(json.dumps({"step": step, "open": folder}) + "\n")
-        aside.replace(path)
+        noted = json.dumps({"step": step, "open": folder}) + "\n"
+        write_whole(self.run.run_dir / STATE, noted)
 
     def _guarded(self, action: Callable[[], Any]) -> bool:
         """Whether it worked; a wandb that failed is let go."""
@@ -173,7 +199,9 @@ class WandbRun:
 
 
 def _forget_process() -> None:
-    """Without it wandb would speak to the process that is gone again when this one exits, and print a traceback."""
+    """Without it wandb would speak to the process that is gone again when this one exits, and print
+    a traceback.
+    """
     try:
         import wandb
 
@@ -186,24 +214,33 @@ def _said(error: Exception) -> str:
     """One line without the key, which wandb's messages might repeat."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     key = os.environ.get("WANDB_API_KEY")
-    return text.replace(key, "(the key)") if key else text
+    if key:
+        text = text.replace(key, "(the key)")
+    return text
 
 
-def mode_of(run: RunConfig) -> str:
-    """online, offline or disabled: what WANDB_MODE or WANDB_DISABLED say, else what the run file says; `auto` is
-    online where wandb has a key."""
+def mode_of(run: RunConfig) -> Mode:
+    """Return online, offline or disabled: what WANDB_MODE or WANDB_DISABLED say, else what the run
+    file says; `auto` is online where wandb has a key.
+    """
     if os.environ.get("WANDB_DISABLED", "").strip().lower() in ("true", "t", "1", "yes", "y", "on"):
         return "disabled"
     said = os.environ.get("WANDB_MODE", "").strip()
     if said and said.lower() not in MODES:
-        log.warning("WANDB_MODE is %s, expected one of %s; wandb is left out", said, ", ".join(MODES))
+        log.warning(
+            "WANDB_MODE is %s, expected one of %s; wandb is left out", said, ", ".join(MODES)
+        )
         return "disabled"
     mode = MODES[said.lower()] if said else run.reporting.wandb
-    return ("online" if _has_key() else "offline") if mode == "auto" else mode
+    if mode != "auto":
+        return mode
+    return "online" if _has_key() else "offline"
 
 
 def _has_key() -> bool:
-    """Whether wandb will find a key, in the places where it looks, for the server that it will speak to."""
+    """Whether wandb will find a key, in the places where it looks, for the server that it will
+    speak to.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:

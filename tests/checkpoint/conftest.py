@@ -18,7 +18,14 @@ def finished_checkpoints(tiny_run, tmp_path_factory) -> Path:
     changes = {"output": str(output), "train": {"steps": 3}, "checkpoint": {"every": 1, "keep": 3}}
     run_file = output / "run.yaml"
     run_file.write_text(yaml.safe_dump(merged(tiny_run, changes)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--standalone",
+    ]
     process = run_command([*command, "-m", "pargo_ds.train", str(run_file)])
     assert process.returncode == 0, process.stderr[-4000:]
     return output / "tiny" / "checkpoints"

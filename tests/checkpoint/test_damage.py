@@ -1,4 +1,6 @@
-"""Every file of a checkpoint, damaged in every way: found, named, and the checkpoint before is taken."""
+"""Every file of a checkpoint, damaged in every way: found, named, and the checkpoint before is
+taken.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pargo_ds.checkpoint.manifest import CheckpointError, Manifest, newest, read_manifest, step_folder
+from pargo_ds.checkpoint.manifest import Manifest, newest, read_manifest, step_folder
 from pargo_ds.checkpoint.store import find_resume
+from pargo_ds.errors import CheckpointError
 
 FLIPS = 600
 FILES = [
@@ -55,13 +58,20 @@ DAMAGES = {
 
 def test_the_files_damaged_here_are_all_that_a_checkpoint_has(finished_checkpoints):
     folder = step_folder(finished_checkpoints, 3)
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == FILES
-    assert sorted(path.name for path in finished_checkpoints.iterdir() if path.is_file()) == ["latest"]
+    assert (
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        == FILES
+    )
+    assert sorted(path.name for path in finished_checkpoints.iterdir() if path.is_file()) == [
+        "latest"
+    ]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_damage_is_found_and_named_and_the_checkpoint_before_is_taken(checkpoints, name, damage, caplog):
+def test_damage_is_found_and_named_and_the_checkpoint_before_is_taken(
+    checkpoints, name, damage, caplog
+):
     DAMAGES[damage](step_folder(checkpoints, 3) / name)
     with caplog.at_level(logging.WARNING, "pargo_ds"):
         folder, manifest = find_resume(checkpoints)
@@ -112,25 +122,38 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(checkpoints):
 @pytest.mark.parametrize("bit", range(8))
 @pytest.mark.parametrize("place", [0, 8, 12, 13])
 def test_a_flipped_bit_in_latest_loses_nothing_and_is_said(checkpoints, place, bit, caplog):
-    """It names a checkpoint that is there, by chance another one, or none; never one that is not whole."""
+    """It names a checkpoint that is there, by chance another one, or none; never one that is not
+    whole.
+    """
     flip(checkpoints / "latest", place, bit)
     with caplog.at_level(logging.WARNING, "pargo_ds"):
         folder, manifest = find_resume(checkpoints)
     named = (checkpoints / "latest").read_bytes().decode(errors="replace").strip()
-    assert folder.name == (named if named in ("step_00000001", "step_00000002") else "step_00000003")
-    assert named == "step_00000003" or f"{checkpoints / 'latest'} names" in caplog.text  # a line end more or less
-    assert sorted(path.name for path in checkpoints.glob("*step_*")) == [f"step_0000000{step}" for step in (1, 2, 3)]
+    assert folder.name == (
+        named if named in ("step_00000001", "step_00000002") else "step_00000003"
+    )
+    assert (
+        named == "step_00000003" or f"{checkpoints / 'latest'} names" in caplog.text
+    )  # a line end more or less
+    assert sorted(path.name for path in checkpoints.glob("*step_*")) == [
+        f"step_0000000{step}" for step in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"step_0000", b"\xff\xfe", b"../checkpoints/step_00000001", b"a\0b", b"step_00000009"]
+    "content",
+    [b"", b"step_0000", b"\xff\xfe", b"../checkpoints/step_00000001", b"a\0b", b"step_00000009"],
 )
-def test_a_latest_that_names_nothing_is_passed_over_by_a_run_and_refused_by_the_tools(checkpoints, content, caplog):
+def test_a_latest_that_names_nothing_is_passed_over_by_a_run_and_refused_by_the_tools(
+    checkpoints, content, caplog
+):
     (checkpoints / "latest").write_bytes(content)
     with caplog.at_level(logging.WARNING, "pargo_ds"):
         assert find_resume(checkpoints)[0] == step_folder(checkpoints, 3)
     assert "latest names no checkpoint that is there; the newest one is taken" in caplog.text
-    with pytest.raises(CheckpointError, match=r"latest says .* which is no checkpoint in .*found: step_00000001"):
+    with pytest.raises(
+        CheckpointError, match=r"latest says .* which is no checkpoint in .*found: step_00000001"
+    ):
         newest(checkpoints)
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from pargo_ds.checkpoint.fragments import WEIGHT, Fragment, FragmentFiles, as_tensors, fragment_file
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 SHAPES = {"a.weight": [3, 5], "b.bias": [1], "c.weight": [2, 4, 3]}
 
@@ -92,7 +92,9 @@ def spoil_a_key(tensors):
     ],
 )
 def test_fragments_that_do_not_fit_are_refused_by_name(tmp_path, change, said):
-    fragments = [Fragment(name=name, start=0, kinds={WEIGHT: t.flatten()}) for name, t in whole().items()]
+    fragments = [
+        Fragment(name=name, start=0, kinds={WEIGHT: t.flatten()}) for name, t in whole().items()
+    ]
     (tmp_path / "fragments").mkdir()
     save_file(as_tensors(fragments), tmp_path / fragment_file(0))
     rewrite(tmp_path, change)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pargo_ds.checkpoint.frozen import check_frozen, describe, frozen_hashes, partial_hash
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool]
 

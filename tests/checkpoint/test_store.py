@@ -13,8 +13,9 @@ import threading
 import pytest
 
 from pargo_ds.checkpoint import engine_state, store
-from pargo_ds.checkpoint.manifest import CheckpointError, point_latest, read_manifest, step_folder, verify_files
+from pargo_ds.checkpoint.manifest import point_latest, read_manifest, step_folder, verify_files
 from pargo_ds.checkpoint.store import clean_up, find_resume
+from pargo_ds.errors import CheckpointError
 
 
 def newest(checkpoints):
@@ -34,7 +35,10 @@ def test_a_checkpoint_holds_no_frozen_weight_and_names_what_it_holds(finished_ch
     named = {f"fragments/rank_{rank:05d}.safetensors" for rank in (0, 1)}
     named |= {f"random/rank_{rank:05d}.safetensors" for rank in (0, 1)}
     assert set(manifest.files) == named
-    assert {str(path.relative_to(newest(finished_checkpoints))) for path in files_of(newest(finished_checkpoints))} == {
+    assert {
+        str(path.relative_to(newest(finished_checkpoints)))
+        for path in files_of(newest(finished_checkpoints))
+    } == {
         *named,
         "manifest.json",
     }
@@ -91,10 +95,10 @@ def test_without_a_whole_checkpoint_the_error_lists_them_all(checkpoints):
     assert str(caught.value).count("fragments/rank_00001.safetensors has") == 3
 
 
-def test_a_manifest_of_a_later_format_is_refused(checkpoints):
+def test_a_manifest_of_another_format_is_refused(checkpoints):
     path = newest(checkpoints) / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 99}))
-    with pytest.raises(CheckpointError, match="format version 99, this release reads up to 2"):
+    with pytest.raises(CheckpointError, match="format version 99, this release reads 3"):
         read_manifest(newest(checkpoints))
 
 
@@ -102,7 +106,9 @@ def test_latest_taken_back_by_hand_is_obeyed_and_said(checkpoints, caplog):
     point_latest(checkpoints, step_folder(checkpoints, 1))
     with caplog.at_level(logging.WARNING, "pargo_ds"):
         assert find_resume(checkpoints)[0] == step_folder(checkpoints, 1)
-    assert "latest names step_00000001; later ones (step_00000003, step_00000002) stay" in caplog.text
+    assert (
+        "latest names step_00000001; later ones (step_00000003, step_00000002) stay" in caplog.text
+    )
     shutil.rmtree(step_folder(checkpoints, 1))
     assert find_resume(checkpoints)[0] == newest(checkpoints)
 
@@ -128,8 +134,12 @@ def test_a_checkpoint_keeps_the_totals_of_its_step_while_training_goes_on(tmp_pa
         monkeypatch.setattr(engine_state, name, lambda engine, value=value: value)
     go_on = threading.Event()
     plain = store.write_own
-    monkeypatch.setattr(store, "write_own", lambda *arguments: (go_on.wait(30), plain(*arguments))[1])
-    facts = store.RunFacts(model_fingerprint="", zero_stage=3, config={}, frozen_sources={}, frozen={})
+    monkeypatch.setattr(
+        store, "write_own", lambda *arguments: (go_on.wait(30), plain(*arguments))[1]
+    )
+    facts = store.RunMetadata(
+        model_fingerprint="", zero_stage=3, config={}, model_config={}, frozen_sources={}, frozen={}
+    )
     saver, totals = store.Saver(tmp_path, facts, keep=1), {"samples": 1.0}
     saver.save(None, step=1, data_state={}, totals=totals)
     totals["samples"] = 2.0
@@ -158,7 +168,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_the_run_with_a_clear_error_and_leaves_the_checkpoint_before(launch, small_disk, tmp_path):
+def test_a_full_disk_ends_the_run_with_a_clear_error_and_leaves_the_checkpoint_before(
+    launch, small_disk, tmp_path
+):
     changes = {"train": {"steps": 12}, "checkpoint": {"every": 2, "keep": 10}}
     (small_disk / "tiny").mkdir()
     process, run_dir = launch(2, changes, output=small_disk)

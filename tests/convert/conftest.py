@@ -1,4 +1,6 @@
-"""Exported folders of tiny models, one per family of language models, and what megatron-core makes of them."""
+"""Exported folders of tiny models, one per family of language models, and what megatron-core makes
+of them.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +52,14 @@ FAMILIES = {
 UNTIED = "qwen3, norms, groups of 2, wide heads"
 MEGATRON_MISSING = "megatron-core is not installed (pip install '.[megatron]')"
 KEPT_AS = [{}, {"non_homogeneous_layers": True}, {"singleton_local_shards": True}]
-"""Three ways in which megatron-core lays a model's layers out; the families take turns, saving is slow."""
+"""Three ways in which megatron-core lays a model's layers out; the families take turns, saving is
+slow.
+"""
 
 
-def write_export(folder: Path, tokenizer_folder: Path, family: dict, soft_prompt: bool = True) -> Path:
+def write_export(
+    folder: Path, tokenizer_folder: Path, family: dict, soft_prompt: bool = True
+) -> Path:
     """A ParGo model with random weights everywhere, biases and norms included."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     processor = ParGoProcessor(tokenizer, image_size=32, visual_tokens=6)
@@ -66,7 +72,12 @@ def write_export(folder: Path, tokenizer_folder: Path, family: dict, soft_prompt
     dtype = family.get("dtype", torch.float32)
     text = AutoConfig.for_model(**{**sizes, "tie_word_embeddings": False, **family, "dtype": dtype})
     clip = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     config = ParGoConfig(
         vision_config=vision_config_from_transformers(clip),
@@ -98,14 +109,19 @@ def write_export(folder: Path, tokenizer_folder: Path, family: dict, soft_prompt
 @pytest.fixture(scope="session")
 def make_export(tokenizer_folder):
     """make_export(folder, family, soft_prompt) writes an exported folder of random weights."""
-    return lambda folder, family, soft_prompt=True: write_export(folder, tokenizer_folder, family, soft_prompt)
+    return lambda folder, family, soft_prompt=True: write_export(
+        folder, tokenizer_folder, family, soft_prompt
+    )
 
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory, tokenizer_folder) -> dict[str, Path]:
     """An exported folder for every family."""
     root = tmp_path_factory.mktemp("exports")
-    return {name: write_export(root / str(i), tokenizer_folder, f) for i, (name, f) in enumerate(FAMILIES.items())}
+    return {
+        name: write_export(root / str(i), tokenizer_folder, f)
+        for i, (name, f) in enumerate(FAMILIES.items())
+    }
 
 
 @pytest.fixture(scope="session")
@@ -119,10 +135,13 @@ def checkpoints(exports, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(
-    scope="session", params=[pytest.param(1, marks=pytest.mark.slow, id="TP 1"), pytest.param(2, id="TP 2")]
+    scope="session",
+    params=[pytest.param(1, marks=pytest.mark.slow, id="TP 1"), pytest.param(2, id="TP 2")],
 )
 def by_megatron(request, checkpoints, tmp_path_factory) -> dict[str, Path]:
-    """family -> folder with logits.safetensors and saved/, made by megatron-core at that parallelism."""
+    """family -> folder with logits.safetensors and saved/, made by megatron-core at that
+    parallelism.
+    """
     if importlib.util.find_spec("megatron") is None:
         pytest.skip(MEGATRON_MISSING)
     root = tmp_path_factory.mktemp(f"megatron_{request.param}")
@@ -132,7 +151,14 @@ def by_megatron(request, checkpoints, tmp_path_factory) -> dict[str, Path]:
     ]
     (root / "jobs.json").write_text(json.dumps(jobs))
     worker = str(Path(__file__).with_name("megatron_worker.py"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(request.param)]
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        str(request.param),
+    ]
     process = run_command([*launcher, worker, str(root / "jobs.json")], timeout=280)
     assert process.returncode == 0, process.stderr[-4000:]
     return {name: root / str(i) for i, name in enumerate(checkpoints)}
@@ -144,8 +170,17 @@ def train(tiny_run, tmp_path_factory):
 
     def start(changes: dict, ranks: int) -> Path:
         output = tmp_path_factory.mktemp("run")
-        (output / "run.yaml").write_text(yaml.safe_dump(merged(tiny_run, {**changes, "output": str(output)})))
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        (output / "run.yaml").write_text(
+            yaml.safe_dump(merged(tiny_run, {**changes, "output": str(output)}))
+        )
+        launcher = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            str(ranks),
+        ]
         process = run_command([*launcher, "-m", "pargo_ds.train", str(output / "run.yaml")])
         assert process.returncode == 0, process.stderr[-4000:]
         return output / "tiny"
@@ -190,9 +225,18 @@ def convert():
 def write_llm(folder: Path, tokenizer_folder: Path, tied: bool, **sizes: int) -> Path:
     """A folder as the hub holds LLMs: bf16 in several files, with settings for generation."""
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = AutoConfig.for_model(
-        "qwen2", **{**small, **sizes}, num_key_value_heads=2, vocab_size=400, tie_word_embeddings=tied
+        "qwen2",
+        **{**small, **sizes},
+        num_key_value_heads=2,
+        vocab_size=400,
+        tie_word_embeddings=tied,
     )
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -217,7 +261,9 @@ def published_llm(tokenizer_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def timm_file(tmp_path_factory) -> dict:
-    """A vision section: timm's smallest ViT, fp32, with the head and norm that the tower leaves out."""
+    """A vision section: timm's smallest ViT, fp32, with the head and norm that the tower leaves
+    out.
+    """
     path = tmp_path_factory.mktemp("vision") / "vit.safetensors"
     torch.manual_seed(2)
     save_file(timm.create_model("test_vit", num_classes=5, img_size=64).state_dict(), path)
@@ -230,8 +276,15 @@ def clip_folder(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(3)
     config = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=64, patch_size=16
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=64,
+        patch_size=16,
     )
     CLIPVisionModel(config).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "CLIPImageProcessor"}))
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "CLIPImageProcessor"})
+    )
     return {"library": "transformers", "name": str(folder), "feature_layer": -2}

@@ -1,8 +1,9 @@
-"""Train a toy model with plain DeepSpeed and save it with engine.save_checkpoint, once for each case that is asked for.
+"""Train a toy model with plain DeepSpeed and save it with engine.save_checkpoint, once for each
+case that is asked for.
 
-`torchrun deepspeed_worker.py OUT CASE...` writes OUT/CASE (what save_checkpoint makes: steps 1 and 2) and, by rank 0,
-OUT/CASE.safetensors: what the engine itself says that it holds after step 2. The case `large` is one save of a stack
-of equal layers.
+`torchrun deepspeed_worker.py OUT CASE...` writes OUT/CASE (what save_checkpoint makes: steps 1 and
+2) and, by rank 0, OUT/CASE.safetensors: what the engine itself says that it holds after step 2. The
+case `large` is one save of a stack of equal layers.
 """
 
 import os
@@ -31,11 +32,16 @@ CASES = {
     "zero3_bf16": (3, "bf16", {"sub_group_size": 40}, {}),
     "zero3_bf16_trained": (3, "bf16", {}, {}),
 }
-"""Case -> ZeRO stage, precision, settings of zero_optimization, settings. `trained`: without the frozen parameters."""
+"""Case -> ZeRO stage, precision, settings of zero_optimization, settings.
+
+`trained`: without the frozen parameters.
+"""
 
 
 class Toy(nn.Module):
-    """Frozen and trained parts, both with a tied pair; tensors of one and three elements; buffers of both kinds."""
+    """Frozen and trained parts, both with a tied pair; tensors of one and three elements; buffers
+    of both kinds.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +71,13 @@ class Stack(nn.Sequential):
         super().__init__(*(nn.Linear(LAYER_WIDTH, LAYER_WIDTH, bias=False) for _ in range(LAYERS)))
 
     def forward(self, words: torch.Tensor) -> torch.Tensor:
-        return super().forward(torch.ones(1, LAYER_WIDTH, dtype=torch.bfloat16)).float().square().mean()
+        return (
+            super()
+            .forward(torch.ones(1, LAYER_WIDTH, dtype=torch.bfloat16))
+            .float()
+            .square()
+            .mean()
+        )
 
 
 def build(model: nn.Module, stage: int, precision: str, zero: dict, settings: dict):
@@ -83,18 +95,27 @@ def build(model: nn.Module, stage: int, precision: str, zero: dict, settings: di
         "zero_allow_untested_optimizer": True,
         **settings,
     }
-    return deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=config)[0]
+    return deepspeed.initialize(
+        model=model, optimizer=torch.optim.AdamW(groups, lr=1e-2), config=config
+    )[0]
 
 
 def held(engine) -> dict[str, torch.Tensor]:
-    """Trained parameters in fp32 where the engine keeps them so, all else as it is, whole. Collective."""
-    tensors = {name: buffer.clone() for name, buffer in engine.module.named_buffers() if name != "scratch"}
+    """Trained parameters in fp32 where the engine keeps them so, all else as it is, whole.
+
+    Collective.
+    """
+    tensors = {
+        name: buffer.clone() for name, buffer in engine.module.named_buffers() if name != "scratch"
+    }
     masters = engine.bfloat16_enabled() and engine.zero_optimization_stage() > 0
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad and masters:
             tensors[name] = safe_get_full_fp32_param(parameter).clone()
         else:
-            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            with deepspeed.zero.GatheredParameters(
+                [parameter], enabled=hasattr(parameter, "ds_id")
+            ):
                 tensors[name] = parameter.detach().clone()
     return tensors
 
@@ -127,8 +148,8 @@ if __name__ == "__main__":
             save_large(Path(sys.argv[1]) / chosen)
         else:
             save(Path(sys.argv[1]), chosen)
-    # At an ordinary exit gloo's threads abort the process now and then (seen in 2 of 8 runs of four ranks on a busy
-    # machine), after all is written; ending at once leaves them no time.
+    # At an ordinary exit gloo's threads abort the process now and then (seen in 2 of 8 runs of four
+    # ranks on a busy machine), after all is written; ending at once leaves them no time.
     deepspeed.comm.barrier()
     sys.stdout.flush()
     os._exit(0)

@@ -1,4 +1,6 @@
-"""Run by torch.distributed.run: load checkpoints into real GPTModels, compute logits, save the models again."""
+"""Run by torch.distributed.run: load checkpoints into real GPTModels, compute logits, save the
+models again.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def main() -> None:
             (out / "saved").mkdir(parents=True)
             save_file({"logits": logits.contiguous(), "tokens": TOKENS}, out / "logits.safetensors")
         dist.barrier()
-        dist_checkpointing.save(model.sharded_state_dict(metadata=job["kept_as"]), str(out / "saved"))
+        dist_checkpointing.save(
+            model.sharded_state_dict(metadata=job["kept_as"]), str(out / "saved")
+        )
     dist.destroy_process_group()
 
 

@@ -1,4 +1,6 @@
-"""Runs tools/convert_checkpoint.py with the tiny vision tower known to timm: arguments are the tool's."""
+"""Runs tools/convert_checkpoint.py with the tiny vision tower known to timm: arguments are the
+tool's.
+"""
 
 import runpy
 

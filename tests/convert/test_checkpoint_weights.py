@@ -1,4 +1,6 @@
-"""A run's checkpoint goes to megatron-core directly, and it is what the detour over the Hugging Face folder gives."""
+"""A run's checkpoint goes to megatron-core directly, and it is what the detour over the Hugging
+Face folder gives.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import draw
 
-from pargo_ds.checkpoint.manifest import CheckpointError, read_manifest
+from pargo_ds.checkpoint.manifest import read_manifest
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
 from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights
@@ -18,6 +20,7 @@ from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.verify import compare
 from pargo_ds.convert.zero import zero_to_hf
 from pargo_ds.convert.zero.checkpoint_weights import CheckpointWeights
+from pargo_ds.errors import CheckpointError
 
 
 def assert_both_roads_meet(run, tmp_path):
@@ -40,8 +43,8 @@ def assert_both_roads_meet(run, tmp_path):
 def test_lora_in_bf16_is_merged_on_the_way(convert, lora_run, tmp_path):
     export, direct = assert_both_roads_meet(lora_run, tmp_path)
     assert compare(HFFolder(export), MegatronWeights(direct)).fits()
-    (tmp_path / "picture.png").write_bytes(draw("red", 4))
-    asked = ("--picture", tmp_path / "picture.png", "--question", "What colour is it?")
+    (tmp_path / "image.png").write_bytes(draw("red", 4))
+    asked = ("--image", tmp_path / "image.png", "--question", "What colour is it?")
     process = convert("verify", lora_run, direct, *asked)
     assert process.returncode == 0, process.stdout + process.stderr
     assert "logits: largest difference 0.000e+00" in process.stdout
@@ -66,8 +69,12 @@ def damaged(lora_run, tmp_path):
 def test_other_frozen_weights_are_refused(damaged):
     manifest = read_manifest(damaged)
     name = next(iter(manifest.frozen))
-    dataclasses.replace(manifest, frozen={**manifest.frozen, name: "bfloat16 0123456789abcdef"}).write(damaged)
-    with pytest.raises(CheckpointError, match=f"other frozen weights than this run has: 1 of .* differ .{name}"):
+    dataclasses.replace(
+        manifest, frozen={**manifest.frozen, name: "bfloat16 0123456789abcdef"}
+    ).write(damaged)
+    with pytest.raises(
+        CheckpointError, match=f"other frozen weights than this run has: 1 of .* differ .{name}"
+    ):
         CheckpointWeights(damaged)
 
 
@@ -81,7 +88,10 @@ def test_a_fragment_that_was_altered_is_named(damaged):
 def test_parameters_that_are_missing_and_unexpected_are_listed_together(damaged):
     manifest = read_manifest(damaged)
     first, *rest = sorted(manifest.parameters)
-    renamed = {"projector.strange": manifest.parameters[first], **{n: manifest.parameters[n] for n in rest}}
+    renamed = {
+        "projector.strange": manifest.parameters[first],
+        **{n: manifest.parameters[n] for n in rest},
+    }
     dataclasses.replace(manifest, parameters=renamed).write(damaged)
     with pytest.raises(CheckpointError) as caught:
         CheckpointWeights(damaged)

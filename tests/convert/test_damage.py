@@ -1,4 +1,6 @@
-"""Damage of every kind, in every format, ends with an error that names it, and leaves nothing behind."""
+"""Damage of every kind, in every format, ends with an error that names it, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.hf_to_megatron import MANIFEST, to_megatron, write_manifest
 from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights, megatron_to_hf
 from pargo_ds.convert.megatron.torch_dist_metadata import read_metadata
+from pargo_ds.errors import CheckpointError
 
 
 def flip(path, place):
@@ -25,7 +27,9 @@ def flip(path, place):
 
 
 def change(folder, **changes):
-    """Rewrite model.safetensors; None drops a tensor, a string gives it another name, a tensor replaces it."""
+    """Rewrite model.safetensors; None drops a tensor, a string gives it another name, a tensor
+    replaces it.
+    """
     path = folder / "model.safetensors"
     tensors = load_file(path)
     for name, new in changes.items():
@@ -63,7 +67,9 @@ def test_a_truncated_safetensors_file_is_named(export):
 def test_layers_of_different_types_are_refused(export, tmp_path):
     name = "llm.model.layers.1.self_attn.k_proj.weight"
     change(export, **{name: load_file(export / "model.safetensors")[name].half()})
-    with pytest.raises(CheckpointError, match="self_attn.k_proj.weight.* become one tensor but differ"):
+    with pytest.raises(
+        CheckpointError, match="self_attn.k_proj.weight.* become one tensor but differ"
+    ):
         to_megatron(HFFolder(export), tmp_path / "out")
 
 
@@ -76,7 +82,9 @@ def test_an_adapter_that_is_not_merged_is_refused(export):
 def test_an_index_that_differs_from_its_files_is_refused(export):
     names = list(load_file(export / "model.safetensors"))
     (export / "model.safetensors").rename(export / "model-00001-of-00001.safetensors")
-    index = {"weight_map": dict.fromkeys([*names[1:], "strange"], "model-00001-of-00001.safetensors")}
+    index = {
+        "weight_map": dict.fromkeys([*names[1:], "strange"], "model-00001-of-00001.safetensors")
+    }
     (export / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointError) as caught:
         HFFolder(export)
@@ -139,7 +147,9 @@ def test_a_truncated_or_missing_file_of_a_foreign_checkpoint_is_named(foreign, e
 
 @pytest.mark.parametrize("seed", range(30))
 def test_damaged_metadata_never_gives_other_tensors(foreign, export, seed):
-    """A flipped bit in the pickle: an error of ours, or the same tensors (it may hit what is not needed)."""
+    """A flipped bit in the pickle: an error of ours, or the same tensors (it may hit what is not
+    needed).
+    """
     drawn = random.Random(seed)
     flip(foreign / ".metadata", drawn.randrange((foreign / ".metadata").stat().st_size * 8))
     truth = HFFolder(export)
@@ -165,7 +175,9 @@ def test_a_pickle_that_holds_anything_else_is_refused(foreign, tmp_path, place):
     from torch.distributed.checkpoint.metadata import Metadata
 
     evil = Evil(tmp_path / "was_here")
-    (foreign / ".metadata").write_bytes(pickle.dumps(evil if place == "whole" else Metadata({}, planner_data=evil)))
+    (foreign / ".metadata").write_bytes(
+        pickle.dumps(evil if place == "whole" else Metadata({}, planner_data=evil))
+    )
     with pytest.raises(CheckpointError, match=r"posix.system does not belong there"):
         read_metadata(foreign)
     assert not (tmp_path / "was_here").exists()
@@ -187,22 +199,35 @@ def test_a_tensor_file_with_code_in_it_is_refused(foreign, export, tmp_path):
 
 
 def test_keys_of_torch_dist_are_checked_together(export, tmp_path):
-    """Dropped, renamed and reshaped keys in one error; what Megatron-LM keeps beside the model is no fault."""
+    """Dropped, renamed and reshaped keys in one error; what Megatron-LM keeps beside the model is
+    no fault.
+    """
     from pargo_ds.convert.megatron.hf_to_megatron import chunks_of
     from pargo_ds.convert.megatron.layout import Layout
     from pargo_ds.convert.megatron.torch_dist import Chunk, write_torch_dist
 
     source = HFFolder(export)
     chunks = {
-        (chunk.key, chunk.offsets): chunk for chunk in chunks_of(source, Layout.of(source.config.text_config), True)
+        (chunk.key, chunk.offsets): chunk
+        for chunk in chunks_of(source, Layout.of(source.config.text_config), True)
     }
     del chunks["decoder.final_layernorm.weight", (0,)]
-    for key, shape in (("output_layer.weight", (4, 32)), ("strange", (2,)), ("optimizer.state.exp_avg", (2,))):
+    for key, shape in (
+        ("output_layer.weight", (4, 32)),
+        ("strange", (2,)),
+        ("optimizer.state.exp_avg", (2,)),
+    ):
         zeros = torch.zeros(shape)
-        chunks[key, (0,) * len(shape)] = Chunk(key, shape, (0,) * len(shape), shape, zeros.dtype, zeros.clone)
+        chunks[key, (0,) * len(shape)] = Chunk(
+            key, shape, (0,) * len(shape), shape, zeros.dtype, zeros.clone
+        )
     (tmp_path / "there").mkdir()
     write_torch_dist(
-        tmp_path / "there", chunks.values(), ["rng_state/shard_0_1", "common_state/shard_0_1"], None, lambda _: None
+        tmp_path / "there",
+        chunks.values(),
+        ["rng_state/shard_0_1", "common_state/shard_0_1"],
+        None,
+        lambda _: None,
     )
     with pytest.raises(CheckpointError) as caught:
         MegatronWeights(tmp_path / "there", base=export)

@@ -1,10 +1,10 @@
-"""What DeepSpeed's save_checkpoint wrote becomes the same Hugging Face folder as our checkpoint of the same step."""
+"""What DeepSpeed's save_checkpoint wrote becomes the same Hugging Face folder as our checkpoint of
+the same step.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +12,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from pargo_ds.checkpoint.manifest import describe_file, newest, read_manifest
 from pargo_ds.config import parse_config
 from pargo_ds.convert.verify import compare, open_weights
 from pargo_ds.convert.zero import zero_to_hf
-from pargo_ds.convert.zero.checkpoint_files import open_checkpoint
-from pargo_ds.convert.zero.early_weights import early_specs
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 CASES = [
@@ -29,7 +26,9 @@ CASES = [
 
 @pytest.fixture
 def train_plainly(launch, tmp_path, monkeypatch):
-    """train_plainly(changes) trains two steps on two ranks: (run folder, folder with DeepSpeed's checkpoints)."""
+    """train_plainly(changes) trains two steps on two ranks: (run folder, folder with DeepSpeed's
+    checkpoints).
+    """
 
     def start(changes: dict) -> tuple[Path, Path]:
         plain = tmp_path / "plain"
@@ -42,36 +41,30 @@ def train_plainly(launch, tmp_path, monkeypatch):
     return start
 
 
-def as_format_1(run: Path, plain: Path, folder: Path) -> Path:
-    """The checkpoint as releases before format 2 saved it: DeepSpeed's files beside the manifest."""
-    shutil.copytree(next((plain / "trained").glob("global_step*")), folder / "engine")
-    files = {f"engine/{path.name}": describe_file(path) for path in (folder / "engine").iterdir()}
-    manifest = read_manifest(newest(run / "checkpoints"))
-    dataclasses.replace(manifest, format_version=1, files=files).write(folder)
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("stage, precision, llm", CASES)
-def test_it_is_the_export_of_our_own_checkpoint(train_plainly, convert, tmp_path, stage, precision, llm):
+def test_it_is_the_export_of_our_own_checkpoint(
+    train_plainly, convert, tmp_path, stage, precision, llm
+):
     zero = tmp_path / "zero.json"
     zero.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    train = {"steps": 2, "warmup_steps": 0, "precision": precision, "llm": {"weight_decay": 0.0, **llm}}
+    train = {
+        "steps": 2,
+        "warmup_steps": 0,
+        "precision": precision,
+        "llm": {"weight_decay": 0.0, **llm},
+    }
     run, plain = train_plainly({"deepspeed": str(zero), "train": train})
     settings = parse_config(yaml.safe_load((tmp_path / "tiny.yaml").read_text()))
     zero_to_hf.convert(run, tmp_path / "ours", dtype=torch.float32)
-    zero_to_hf.convert(as_format_1(run, plain, tmp_path / "old"), tmp_path / "format 1", dtype=torch.float32)
     zero_to_hf.convert(plain / "all", tmp_path / "all", dtype=torch.float32, run=settings)
     by_hand = ("--run", tmp_path / "tiny.yaml", "--dtype", "fp32")
     process = convert("zero-to-hf", plain / "trained", tmp_path / "trained", *by_hand)
     assert process.returncode == 0, process.stderr
     assert compare(open_weights(run), open_weights(plain / "trained", run=settings)).fits()
-    for checkpoint in (run, plain / "all"):  # else what trained would wait until the model is built
-        said = early_specs(open_checkpoint(checkpoint, settings), zero_to_hf.DTYPES[precision])
-        assert said == open_weights(checkpoint, run=settings).specs
     ours = tensors_of(tmp_path / "ours")
     assert any("lora_" in name for name in ours) == (llm["mode"] == "lora")
-    for name in ("format 1", "all", "trained"):
+    for name in ("all", "trained"):
         theirs = tensors_of(tmp_path / name)
         assert theirs.keys() == ours.keys()
         assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == [], name
@@ -79,4 +72,8 @@ def test_it_is_the_export_of_our_own_checkpoint(train_plainly, convert, tmp_path
 
 def tensors_of(export: Path) -> dict[str, torch.Tensor]:
     """Weights and, where there is one, the adapter's."""
-    return {key: tensor for path in export.rglob("*.safetensors") for key, tensor in load_file(path).items()}
+    return {
+        key: tensor
+        for path in export.rglob("*.safetensors")
+        for key, tensor in load_file(path).items()
+    }

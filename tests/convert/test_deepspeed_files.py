@@ -1,6 +1,8 @@
-"""Checkpoints of plain DeepSpeed engines are read bit for bit, without DeepSpeed and without running what is in them.
+"""Checkpoints of plain DeepSpeed engines are read bit for bit, without DeepSpeed and without
+running what is in them.
 
-Two oracles: what the engine held when it saved (deepspeed_worker.py), and DeepSpeed's own zero_to_fp32.
+Two oracles: what the engine held when it saved (deepspeed_worker.py), and DeepSpeed's own
+zero_to_fp32.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import argparse
 import os
 import shutil
 import sys
+from collections import defaultdict, deque
+from datetime import datetime
 from pathlib import Path
 
 import numpy
@@ -18,8 +22,8 @@ from safetensors.torch import load_file
 from tiny import ROOT, run_command
 
 from pargo_ds.checkpoint.fragments import WEIGHT
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
+from pargo_ds.errors import CheckpointError
 
 FAST = [
     "zero0_bf16", "zero1_fp32", "zero1_bf16_optimizer", "zero2_bf16", "zero2_bf16_trained",
@@ -33,8 +37,17 @@ AGAIN = {"frozen_again.weight": "frozen.weight", "frozen_again.bias": "frozen.bi
 
 def save_with(ranks: int, out: Path, cases: list[str]) -> Path:
     """`out`, with what real engines saved."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
-    process = run_command([*command, str(ROOT / "tests/convert/deepspeed_worker.py"), str(out), *cases])
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(ranks),
+        "--standalone",
+    ]
+    process = run_command(
+        [*command, str(ROOT / "tests/convert/deepspeed_worker.py"), str(out), *cases]
+    )
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
     return out
 
@@ -46,7 +59,9 @@ def saved(tmp_path_factory) -> Path:
 
 
 def check_read(out: Path, case: str, ranks: int) -> None:
-    """All that the checkpoint of one case holds is read as the engine held it, and as zero_to_fp32 reads it."""
+    """All that the checkpoint of one case holds is read as the engine held it, and as zero_to_fp32
+    reads it.
+    """
     files, held = DeepSpeedFiles(out / case), load_file(out / f"{case}.safetensors")
     assert (files.zero_stage, files.world_size, files.step) == (int(case[4]), ranks, 2)
     others = BUFFERS | (set() if case.startswith("zero0") or case.endswith("trained") else FROZEN)
@@ -66,8 +81,12 @@ def check_read(out: Path, case: str, ranks: int) -> None:
         true = held[AGAIN.get(name, name)]
         assert tensor.dtype == (torch.float32 if name in trained else true.dtype), name
         assert torch.equal(tensor, true.to(tensor.dtype)), name
-        assert list(tensor.shape) == (files.shapes.get(name) or list(files.other_tensors[name].shape)), name
-    if not case.startswith("zero0") and case != "zero1_bf16_optimizer":  # these two zero_to_fp32 refuses
+        assert list(tensor.shape) == (
+            files.shapes.get(name) or list(files.other_tensors[name].shape)
+        ), name
+    if (
+        not case.startswith("zero0") and case != "zero1_bf16_optimizer"
+    ):  # these two zero_to_fp32 refuses
         check_as_zero_to_fp32(out / case, read)
 
 
@@ -98,13 +117,17 @@ def test_a_tag_is_found_by_name_by_latest_and_as_a_folder(saved):
     assert DeepSpeedFiles(root, "global_step1").step == 1
     assert DeepSpeedFiles(root / "global_step1").step == 1
     assert DeepSpeedFiles(root).where.name == "global_step2"
-    first, second = (DeepSpeedFiles(root, f"global_step{step}").whole(WEIGHT, "embed.weight") for step in (1, 2))
+    first, second = (
+        DeepSpeedFiles(root, f"global_step{step}").whole(WEIGHT, "embed.weight") for step in (1, 2)
+    )
     assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("tag", ["global_step3", "../zero2_bf16/global_step2"])
 def test_an_absent_tag_is_refused_with_those_that_there_are(saved, tag):
-    with pytest.raises(CheckpointError, match=r"no checkpoint of the tag .*global_step1, global_step2"):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of the tag .*global_step1, global_step2"
+    ):
         DeepSpeedFiles(saved / "zero3_bf16", tag)
 
 
@@ -126,7 +149,9 @@ def test_a_missing_file_of_a_rank_is_missed(damage, case, rank):
     folder = damage(case)
     (path,) = folder.glob(f"*zero_pp_rank_{rank}_*_optim_states.pt")
     path.unlink()
-    with pytest.raises(CheckpointError, match=rf"ranks.* missing: {rank}$|files of ranks {rank} are missing"):
+    with pytest.raises(
+        CheckpointError, match=rf"ranks.* missing: {rank}$|files of ranks {rank} are missing"
+    ):
         DeepSpeedFiles(folder)
 
 
@@ -149,7 +174,9 @@ def test_the_file_of_another_step_is_named(damage, saved):
     ):
         folder = damage(case)
         shutil.copy(saved / case / "global_step1" / name, folder / name)
-        with pytest.raises(CheckpointError, match=f"{name}: (global_steps|optimizer step) 1.*, but 2.*two saves"):
+        with pytest.raises(
+            CheckpointError, match=f"{name}: (global_steps|optimizer step) 1.*, but 2.*two saves"
+        ):
             DeepSpeedFiles(folder)
 
 
@@ -165,7 +192,9 @@ def test_files_of_two_ranks_exchanged_are_noticed(damage):
 
 def test_a_file_left_over_from_more_ranks_is_named(damage):
     folder = damage("zero3_bf16")
-    shutil.copy(*(folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (1, 2)))
+    shutil.copy(
+        *(folder / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (1, 2))
+    )
     with pytest.raises(CheckpointError, match="written by 2 ranks.*files of 3.*rank_2"):
         DeepSpeedFiles(folder)
 
@@ -184,7 +213,9 @@ def test_a_truncated_file_is_named(damage, case):
 def test_a_flipped_bit_in_a_weight_is_noticed(damage, saved):
     folder = damage("zero2_bf16")
     path = folder / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
-    values = load_file(saved / "zero2_bf16.safetensors")["embed.weight"].flatten()[:32].numpy().tobytes()
+    values = (
+        load_file(saved / "zero2_bf16.safetensors")["embed.weight"].flatten()[:32].numpy().tobytes()
+    )
     whole = bytearray(path.read_bytes())
     whole[whole.index(values)] ^= 4
     path.write_bytes(whole)
@@ -213,7 +244,12 @@ def rewrite(path: Path, change) -> None:
 def test_shapes_that_do_not_add_up_are_refused(damage, case):
     folder = damage(case)
     for path in folder.glob("*model_states.pt"):
-        rewrite(path, lambda content: content["param_shapes"][1].update({"embed.weight": torch.Size([13, 7])}))
+        rewrite(
+            path,
+            lambda content: content["param_shapes"][1].update(
+                {"embed.weight": torch.Size([13, 7])}
+            ),
+        )
     with pytest.raises(CheckpointError, match=r"optim_states.*embed.weight|altered"):
         DeepSpeedFiles(folder)
 
@@ -228,7 +264,9 @@ class Trap:
         return os.system, (self.command,)
 
 
-@pytest.mark.parametrize("name", ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"])
+@pytest.mark.parametrize(
+    "name", ["mp_rank_00_model_states.pt", "bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt"]
+)
 def test_a_pickle_that_runs_a_command_is_refused_and_not_run(damage, tmp_path, name):
     folder, witness = damage("zero2_bf16"), tmp_path / "witness"
     rewrite(folder / name, lambda content: content.update(trap=Trap(f"touch {witness}")))
@@ -241,7 +279,16 @@ def test_a_pickle_that_runs_a_command_is_refused_and_not_run(damage, tmp_path, n
 
 def test_what_users_keep_in_client_state_does_not_hinder(damage, saved):
     folder = damage("zero2_bf16")
-    state = {"args": argparse.Namespace(lr=1e-3), "random": numpy.random.RandomState(0).get_state(), "set": {1, 2}}
+    state = {
+        "args": argparse.Namespace(lr=1e-3),
+        "random": numpy.random.RandomState(0).get_state(),
+        "set": {1, 2},
+    }
+    state |= {
+        "losses": deque([3.0, 2.0], maxlen=5),
+        "seen": defaultdict(list, train=[1]),
+        "when": datetime.now(),
+    }
     rewrite(folder / "mp_rank_00_model_states.pt", lambda content: content.update(state))
     held = load_file(saved / "zero2_bf16.safetensors")
     files = DeepSpeedFiles(folder)
@@ -274,7 +321,9 @@ def test_a_universal_checkpoint_is_refused(damage):
 
 def test_what_is_not_there_is_not_read(saved):
     files = DeepSpeedFiles(saved / "zero3_bf16")
-    with pytest.raises(CheckpointError, match=r"no trained parameter head.weight; it is tied to embed.weight"):
+    with pytest.raises(
+        CheckpointError, match=r"no trained parameter head.weight; it is tied to embed.weight"
+    ):
         files.whole(WEIGHT, "head.weight")
     with pytest.raises(CheckpointError, match="exp_avg of embed.weight is not read"):
         files.whole("exp_avg", "embed.weight")

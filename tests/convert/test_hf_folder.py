@@ -1,4 +1,6 @@
-"""An exported folder proves itself whole: damage of every kind is named before anything is read from it or written."""
+"""An exported folder proves itself whole: damage of every kind is named before anything is read
+from it or written.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import ROOT, draw, merged
 
-from pargo_ds.checkpoint import folder_hashes
-from pargo_ds.checkpoint.folder_hashes import HASHES, check_hashes, listable_files, read_hashes
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds import assembly
 from pargo_ds.config import parse_config
 from pargo_ds.convert.hf_folder import HFFolder, finish_folder, rehash
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
 from pargo_ds.convert.megatron.megatron_to_hf import megatron_to_hf
 from pargo_ds.convert.shipped_code import forget_code
 from pargo_ds.convert.weight_files import INDEX, write_hf_weights
+from pargo_ds.errors import CheckpointError
 from pargo_ds.evaluation.exported import load_exported
-from pargo_ds.training import assembly
+from pargo_ds.files import sha256sums as folder_hashes
+from pargo_ds.files.sha256sums import HASHES, check_hashes, listable_files, read_hashes
 
 WEIGHTS = "model.safetensors"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 12345\n".format("0" * 64)
@@ -51,7 +53,9 @@ def sharded(whole) -> Path:
 
 @pytest.fixture
 def tool(monkeypatch):
-    """tool(name, *arguments) runs a command line of tools/ in this process; returns its exit status."""
+    """tool(name, *arguments) runs a command line of tools/ in this process; returns its exit
+    status.
+    """
 
     def run(name: str, *arguments: object) -> int:
         spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
@@ -80,7 +84,9 @@ def refused(folder: Path, out: Path) -> str:
 def test_a_whole_export_is_found_whole_by_us_and_by_sha256sum(whole):
     assert HFFolder(whole).checked
     assert set(read_hashes(whole)) == {path.name for path in whole.iterdir()} - {HASHES}
-    done = subprocess.run(["sha256sum", "--check", "--strict", "--quiet", HASHES], cwd=whole, capture_output=True)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", "--quiet", HASHES], cwd=whole, capture_output=True
+    )
     assert (done.returncode, done.stdout) == (0, b"")
 
 
@@ -105,7 +111,9 @@ def test_truncated_missing_and_additional_weight_files_are_named_together(sharde
     cut, gone, *_ = sorted(sharded.glob("model-*.safetensors"))
     os.truncate(cut, cut.stat().st_size - 7)
     gone.unlink()
-    save_file({"stray": torch.zeros(1)}, sharded / WEIGHTS)  # transformers would load it instead of the index
+    save_file(
+        {"stray": torch.zeros(1)}, sharded / WEIGHTS
+    )  # transformers would load it instead of the index
     said = refused(sharded, tmp_path / "out")
     assert f"altered: {cut.name}; missing: {gone.name}; not listed: {WEIGHTS}" in said
 
@@ -138,7 +146,9 @@ def test_a_download_that_stopped_is_named_without_hashes(sharded, tmp_path):
     os.truncate(last, last.stat().st_size // 2)
     assert f"{last.name} cannot be read" in refused(sharded, tmp_path / "out")
     last.unlink()
-    assert f"names {last.name}, which is not there; did a download stop?" in refused(sharded, tmp_path / "out")
+    assert f"names {last.name}, which is not there; did a download stop?" in refused(
+        sharded, tmp_path / "out"
+    )
 
 
 def change(folder: Path, name: str, new: str | torch.Tensor | None) -> None:
@@ -179,7 +189,9 @@ def test_a_card_and_hidden_files_may_change(whole):
 def test_a_change_that_was_meant_is_accepted_by_rehash(whole, tool, capsys):
     path = whole / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.5}))
-    with pytest.raises(CheckpointError, match=r"altered: generation_config.json.*convert_checkpoint.py rehash"):
+    with pytest.raises(
+        CheckpointError, match=r"altered: generation_config.json.*convert_checkpoint.py rehash"
+    ):
         check_hashes(whole)
     assert tool("convert_checkpoint", "rehash", whole) == 0
     assert "files listed in SHA256SUMS" in capsys.readouterr().out
@@ -197,22 +209,28 @@ def test_verify_says_where_it_could_not_check(whole, export, tool, capsys, tmp_p
             (unproven / path.name).write_bytes(path.read_bytes())
     assert tool("convert_checkpoint", "verify", whole, unproven) == 0
     said = capsys.readouterr().out
-    assert f"{unproven} has no {HASHES}: whether its files are as they were exported could not be checked" in said
+    assert (
+        f"{unproven} has no {HASHES}: whether its files are as they were exported could not be checked"
+        in said
+    )
     assert f"{whole} has no" not in said
 
 
 @pytest.mark.parametrize(
-    "name", [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    "name",
+    [WEIGHTS, "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"],
 )
-def test_a_flipped_bit_stops_evaluation_answers_and_a_new_run(whole, tiny_run, tool, capsys, tmp_path, name):
+def test_a_flipped_bit_stops_evaluation_answers_and_a_new_run(
+    whole, tiny_run, tool, capsys, tmp_path, name
+):
     flip(whole / name, (whole / name).stat().st_size * 4)
     expected = f"altered: {name}"
     with pytest.raises(ValueError, match=expected):
         load_exported(whole, "cpu")
-    (tmp_path / "picture.png").write_bytes(draw("red", 0))
-    assert tool("answer", whole, tmp_path / "picture.png", "What is this?") == 1
+    (tmp_path / "image.png").write_bytes(draw("red", 0))
+    assert tool("answer", whole, tmp_path / "image.png", "What is this?") == 1
     assert expected in capsys.readouterr().err
-    assert tool("evaluate", whole, tiny_run["data"]["held_out"]) == 2
+    assert tool("evaluate", whole, tiny_run["data"]["validation"]) == 2
     assert expected in capsys.readouterr().err
     run = parse_config(merged(tiny_run, {"start_from": str(whole)}))
     with pytest.raises(ValueError, match=expected):
@@ -238,10 +256,13 @@ def test_ranks_share_the_hashing_and_miss_no_file(sharded):
 
 
 def test_code_beside_the_weights_leaves_the_fingerprint_of_a_run_alone(whole, tiny_run):
-    """A checkpoint still resumes when the export that it started from was written again, now with its code."""
+    """A checkpoint still resumes when the export that it started from was written again, now with
+    its code.
+    """
     held = HFFolder(whole).config
     projector = {
-        key: getattr(held.projector_config, key) for key in ("partial_tokens", "global_tokens", "layers", "soft_prompt")
+        key: getattr(held.projector_config, key)
+        for key in ("partial_tokens", "global_tokens", "layers", "soft_prompt")
     }
     changes = {
         "start_from": str(whole),
@@ -264,16 +285,26 @@ def test_back_from_megatron_the_folder_is_whole_and_alone(whole, tmp_path):
     assert not [name for name in description if name.endswith(".py") or name == HASHES]
     megatron_to_hf(tmp_path / "megatron", tmp_path / "back")
     assert HFFolder(tmp_path / "back").checked
-    assert {path.name for path in (tmp_path / "back").iterdir()} == {path.name for path in whole.iterdir()}
-    same = [name for name, digest in read_hashes(whole).items() if read_hashes(tmp_path / "back")[name] == digest]
-    assert {"config.json", "processor_config.json", "tokenizer.json", "modeling_pargo.py"} <= set(same)
+    assert {path.name for path in (tmp_path / "back").iterdir()} == {
+        path.name for path in whole.iterdir()
+    }
+    same = [
+        name
+        for name, digest in read_hashes(whole).items()
+        if read_hashes(tmp_path / "back")[name] == digest
+    ]
+    assert {"config.json", "processor_config.json", "tokenizer.json", "modeling_pargo.py"} <= set(
+        same
+    )
 
 
 def test_a_list_that_leaves_the_folder_is_refused(whole):
     text = (whole / HASHES).read_text()
     for name in ("../outside", "/etc/hostname"):
         (whole / HASHES).write_text(text + f"{'0' * 64}  {name}\n")
-        with pytest.raises(CheckpointError, match=f"{HASHES} is damaged: line .* is not a hash and a file"):
+        with pytest.raises(
+            CheckpointError, match=f"{HASHES} is damaged: line .* is not a hash and a file"
+        ):
             check_hashes(whole)
 
 
@@ -303,7 +334,9 @@ def test_an_adapter_beside_the_weights_is_part_of_the_answers_and_of_the_hashes(
     with torch.no_grad():
         expected, without = adapted.eval()(**asked).logits, plain(**asked).logits
         found = load_exported(export, "cpu")[0](**asked).logits
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # measured: 7e-7; the adapter changes them by 1.0
+    torch.testing.assert_close(
+        found, expected, rtol=0, atol=1e-5
+    )  # measured: 7e-7; the adapter changes them by 1.0
     assert not torch.allclose(found, without, rtol=0, atol=1e-2)
     flip(export / "adapter/adapter_model.safetensors", 4000)
     with pytest.raises(CheckpointError, match="altered: adapter/adapter_model.safetensors"):

@@ -1,4 +1,6 @@
-"""A conversion that is killed leaves nothing that looks finished, and the next one to the same place works."""
+"""A conversion that is killed leaves nothing that looks finished, and the next one to the same
+place works.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_a_killed_conversion_leaves_nothing_or_all_and_the_next_one_works(conver
         alive += killed_after(moment, functools.partial(convert, source, out, force=True))
         if out.exists():
             assert compare(open_weights(expected), open_weights(out)).fits()
-        if turn == KILLS // 2:  # until here nothing was there before; from here on something is replaced
+        if (
+            turn == KILLS // 2
+        ):  # until here nothing was there before; from here on something is replaced
             shutil.rmtree(out, ignore_errors=True)
             convert(source, out, force=True)
     assert alive, "every conversion had ended before it was to be killed"

@@ -1,4 +1,6 @@
-"""Weights go to megatron-core's torch_dist format and come back bit for bit, and mean the same on the way."""
+"""Weights go to megatron-core's torch_dist format and come back bit for bit, and mean the same on
+the way.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, Qwen2Config
 
-from pargo_ds.checkpoint.folder_hashes import HASHES
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder, finish_folder
 from pargo_ds.convert.megatron.arguments import gpt_arguments
 from pargo_ds.convert.megatron.hf_to_megatron import to_megatron
@@ -21,19 +21,27 @@ from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights, megatron_t
 from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.verify import compare, load_model
 from pargo_ds.convert.weight_files import write_hf_weights
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.sha256sums import HASHES
 
 # Measured at TP 1 and 2 over all families: at most 6e-7, with logits up to 1.6.
 LOGITS_TOLERANCE = 1e-6
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+    return {
+        name: t
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, t in load_file(path).items()
+    }
 
 
 def assert_equal_tensors(first: Path, second: Path) -> None:
     one, other = tensors_of(first), tensors_of(second)
     assert one.keys() == other.keys()
-    assert [n for n in one if one[n].dtype != other[n].dtype or not torch.equal(one[n], other[n])] == []
+    assert [
+        n for n in one if one[n].dtype != other[n].dtype or not torch.equal(one[n], other[n])
+    ] == []
 
 
 def description_of(folder: Path) -> dict[str, bytes]:
@@ -65,12 +73,17 @@ def test_the_number_of_files_changes_nothing(export, tmp_path):
 
 def test_queries_keys_and_values_are_interleaved_by_group():
     """Against rows that carry their own names: head dimension 2, four heads in two groups."""
-    layout = Layout(layers=1, heads=4, groups=2, head_dim=2, tied=False, qkv_bias=True, qk_norm=False)
+    layout = Layout(
+        layers=1, heads=4, groups=2, head_dim=2, tied=False, qkv_bias=True, qk_norm=False
+    )
     entry = next(e for e in layout.entries() if e.name.endswith("linear_qkv.bias"))
     query, key, value = torch.arange(8), 100 + torch.arange(4), 200 + torch.arange(4)
     joined = layout.join(entry, [query, key, value])
     assert joined.tolist() == [0, 1, 2, 3, 100, 101, 200, 201, 4, 5, 6, 7, 102, 103, 202, 203]
-    assert all(torch.equal(a, b) for a, b in zip(layout.split(entry, joined), (query, key, value), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(layout.split(entry, joined), (query, key, value), strict=True)
+    )
 
 
 def test_torch_reads_what_is_written(export, checkpoint):
@@ -79,14 +92,22 @@ def test_torch_reads_what_is_written(export, checkpoint):
 
     weights = tensors_of(export)
     state = {"output_layer.weight": torch.zeros_like(weights["llm.lm_head.weight"])}
-    state |= {"pargo.projector.output.linear.weight": torch.zeros_like(weights["projector.output.linear.weight"])}
+    state |= {
+        "pargo.projector.output.linear.weight": torch.zeros_like(
+            weights["projector.output.linear.weight"]
+        )
+    }
     fc2 = "decoder.layers.mlp.linear_fc2.weight"
     state[fc2] = torch.zeros(TorchDistFolder(checkpoint).tensors[fc2].shape)
     dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
     assert torch.equal(state["output_layer.weight"], weights["llm.lm_head.weight"])
-    assert torch.equal(state["pargo.projector.output.linear.weight"], weights["projector.output.linear.weight"])
+    assert torch.equal(
+        state["pargo.projector.output.linear.weight"], weights["projector.output.linear.weight"]
+    )
     for layer in range(3):
-        assert torch.equal(state[fc2][layer], weights[f"llm.model.layers.{layer}.mlp.down_proj.weight"])
+        assert torch.equal(
+            state[fc2][layer], weights[f"llm.model.layers.{layer}.mlp.down_proj.weight"]
+        )
 
 
 def test_numbers_without_axes_and_integers_are_kept(tmp_path):
@@ -95,9 +116,16 @@ def test_numbers_without_axes_and_integers_are_kept(tmp_path):
 
     from pargo_ds.convert.megatron.torch_dist import Chunk, write_torch_dist
 
-    values = {"counter": torch.tensor(7), "mask": torch.tensor([True, False]), "half": torch.tensor([[1.5]]).half()}
+    values = {
+        "counter": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+        "half": torch.tensor([[1.5]]).half(),
+    }
     zeros = {name: (0,) * value.ndim for name, value in values.items()}
-    chunks = [Chunk(n, tuple(v.shape), zeros[n], tuple(v.shape), v.dtype, v.clone) for n, v in values.items()]
+    chunks = [
+        Chunk(n, tuple(v.shape), zeros[n], tuple(v.shape), v.dtype, v.clone)
+        for n, v in values.items()
+    ]
     write_torch_dist(tmp_path, chunks, [], None, lambda _: None)
     state = {name: torch.zeros_like(value) for name, value in values.items()}
     dcp.load(state, checkpoint_id=tmp_path, no_dist=True)
@@ -128,7 +156,9 @@ def test_megatron_loads_it_and_computes_the_same_logits(by_megatron, exports, fa
     with torch.no_grad():
         expected = load_model(HFFolder(exports[family])).llm(found["tokens"]).logits
     difference = float((found["logits"].float() - expected).abs().max())
-    print(f"{family}: largest difference {difference:.1e} of logits up to {float(expected.abs().max()):.1f}")
+    print(
+        f"{family}: largest difference {difference:.1e} of logits up to {float(expected.abs().max()):.1f}"
+    )
     assert difference <= LOGITS_TOLERANCE
 
 
@@ -162,7 +192,8 @@ def test_a_padded_vocabulary_is_cut(checkpoint, export, tmp_path):
     source = HFFolder(export)
     layout = Layout.of(source.config.text_config)
     chunks = [
-        pad_rows(chunk) if chunk.key in PADDED else chunk for chunk in hf_to_megatron.chunks_of(source, layout, True)
+        pad_rows(chunk) if chunk.key in PADDED else chunk
+        for chunk in hf_to_megatron.chunks_of(source, layout, True)
     ]
     (tmp_path / "padded").mkdir()
     write_torch_dist(tmp_path / "padded", chunks, [], None, lambda _: None)
@@ -207,5 +238,8 @@ def test_what_gpt_model_cannot_say_is_refused(config, said):
 def test_another_family_is_refused():
     from transformers import GPT2Config
 
-    with pytest.raises(CheckpointError, match="model_type is gpt2; megatron-core is written for llama, qwen2, qwen3"):
+    with pytest.raises(
+        CheckpointError,
+        match="model_type is gpt2; megatron-core is written for llama, qwen2, qwen3",
+    ):
         Layout.of(GPT2Config())

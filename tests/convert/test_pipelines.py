@@ -1,4 +1,6 @@
-"""An exported folder in transformers' pipeline: chats with pictures, alone and in batches, where pargo_ds is not."""
+"""An exported folder in transformers' pipeline: chats with images, alone and in batches, where
+pargo_ds is not.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,12 @@ except ImportError:
     pass
 else:
     raise SystemExit("pargo_ds can be imported here")
-folder, *pictures = sys.argv[2:]
+folder, *images = sys.argv[2:]
 questions = json.loads(sys.argv[1])
 ways = ["path", "url", "image"]
 chats = [
-    [{"role": "user", "content": [{"type": "image", way: picture}, {"type": "text", "text": question}]}]
-    for way, picture, question in zip(ways, pictures, questions)
+    [{"role": "user", "content": [{"type": "image", way: image}, {"type": "text", "text": question}]}]
+    for way, image, question in zip(ways, images, questions)
 ]
 pipe = pipeline("image-text-to-text", model=folder, trust_remote_code=True)
 assert type(pipe.model).__module__.startswith("transformers_modules"), type(pipe.model)
@@ -65,8 +67,10 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def export(make_export, tmp_path_factory) -> Path:
-    """A finished export whose answers depend on picture and question."""
-    folder = make_export(tmp_path_factory.mktemp("pipeline") / "export", {"model_type": "qwen3", "head_dim": 16})
+    """A finished export whose answers depend on image and question."""
+    folder = make_export(
+        tmp_path_factory.mktemp("pipeline") / "export", {"model_type": "qwen3", "head_dim": 16}
+    )
     model = ParGoForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
         for name, parameter in model.llm.named_parameters():
@@ -81,11 +85,25 @@ def export(make_export, tmp_path_factory) -> Path:
 @pytest.mark.parametrize("version", LINES)
 def test_a_pipeline_answers_chats_as_generate_does_alone_and_in_batches(export, version, tmp_path):
     python = clean_environment(tmp_path / "clean", ENOUGH, first=line_path(version))
-    pictures = [tmp_path / f"{colour}.png" for colour in ("red", "green", "blue")]
-    for place, picture in enumerate(pictures):
-        picture.write_bytes(draw(picture.stem, 4 * place))
-    command = [str(python), "-I", "-E", "-c", ASK, json.dumps(QUESTIONS), str(export), *map(str, pictures)]
-    environment = {"PATH": os.environ["PATH"], "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    images = [tmp_path / f"{colour}.png" for colour in ("red", "green", "blue")]
+    for place, image in enumerate(images):
+        image.write_bytes(draw(image.stem, 4 * place))
+    command = [
+        str(python),
+        "-I",
+        "-E",
+        "-c",
+        ASK,
+        json.dumps(QUESTIONS),
+        str(export),
+        *map(str, images),
+    ]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
@@ -96,7 +114,11 @@ def test_a_pipeline_answers_chats_as_generate_does_alone_and_in_batches(export, 
 
 def test_the_documents_example_of_a_pipeline_runs(export, tmp_path, monkeypatch):
     text = (ROOT / "docs/conversion.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "pipeline(" in block)
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+        if "pipeline(" in block
+    )
     (tmp_path / "cat.png").write_bytes(draw("red", 4))
     monkeypatch.chdir(tmp_path)
     names = {"folder": str(export)}

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from tiny import ROOT, merged, run_command
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from pargo_ds.checkpoint.manifest import CheckpointError
-from pargo_ds.config import ConfigError, parse_config
+from pargo_ds import assembly
+from pargo_ds.config import parse_config
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.release import keys as release_keys
 from pargo_ds.convert.release.llm import LLMFolder, llama_config
@@ -29,12 +29,13 @@ from pargo_ds.convert.release.release_to_hf import release_to_hf
 from pargo_ds.convert.release.tensor_files import TensorFiles
 from pargo_ds.convert.release.weights import ReleaseFacts, ReleaseWeights
 from pargo_ds.convert.verify import compare, load_model
-from pargo_ds.training import assembly
+from pargo_ds.errors import CheckpointError, ConfigError
 
 FACTS = ReleaseFacts(tiny.PARTIAL, None, tiny.ALPHA, tiny.VISION)
-# Measured in fp32 against the oracle in fp64: visual tokens of up to 4.2 at most 2.8e-6 apart, logits of up to 6.4 at
-# most 3.5e-5 (the oracle computes rotary tables in fp64, Llama in fp32). The release's own classes, run once by hand,
-# agree with the oracle within 1e-14 (projector), 5e-7 (tower) and 1.3e-5 (LLM), their tables being fp32, too.
+# Measured in fp32 against the oracle in fp64: visual tokens of up to 4.2 at most 2.8e-6 apart,
+# logits of up to 6.4 at most 3.5e-5 (the oracle computes rotary tables in fp64, Llama in fp32). The
+# release's own classes, run once by hand, agree with the oracle within 1e-14 (projector), 5e-7
+# (tower) and 1.3e-5 (LLM), their tables being fp32, too.
 TOKENS_TOLERANCE, LOGITS_TOLERANCE = 1e-5, 1e-4
 QUESTION = "What colour is the hat?"
 
@@ -61,29 +62,35 @@ def convert(checkpoint, folder, out, **options):
 
 
 def weights(checkpoint, folder, dtype=torch.float32, merge_lora=False):
-    return ReleaseWeights(checkpoint, LLMFolder(str(folder)), FACTS, dtype=dtype, merge_lora=merge_lora)
+    return ReleaseWeights(
+        checkpoint, LLMFolder(str(folder)), FACTS, dtype=dtype, merge_lora=merge_lora
+    )
 
 
 def ask(out: Path):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     turns = [{"role": "user", "content": f"<image>{QUESTION}"}]
     processor = AutoProcessor.from_pretrained(out)
     return processor, processor.apply_chat_template(
-        turns, images=picture, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        turns, images=image, add_generation_prompt=True, tokenize=True, return_tensors="pt"
     )
 
 
 def expected(state, config, asked, image_token):
     """(visual tokens, logits) of the oracle in fp64."""
     w = {name: tensor.double() for name, tensor in state.items()}
-    mean, std = (torch.tensor(x).double().view(1, 3, 1, 1) for x in ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28)))
+    mean, std = (
+        torch.tensor(x).double().view(1, 3, 1, 1) for x in ((0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    )
     tokens = oracle.visual_tokens(
         (asked["pixel_values"].double() / 255 - mean) / std, w, patch=tiny.PATCH, vision_heads=tiny.VISION_HEADS,
         pretrained_grid=tiny.PRETRAINED_GRID, partial=tiny.PARTIAL, heads=2,
     )  # fmt: skip
     ids = asked["input_ids"][0]
     is_image = ids == image_token
-    embeds = w["llm_model.base_model.model.model.tok_embeddings.weight"][ids.masked_fill(is_image, 0)].clone()
+    embeds = w["llm_model.base_model.model.model.tok_embeddings.weight"][
+        ids.masked_fill(is_image, 0)
+    ].clone()
     embeds[is_image] = tokens[0]
     return tokens, oracle.internlm2(embeds[None], w, config, tiny.ALPHA / tiny.RANK)
 
@@ -102,13 +109,18 @@ def test_logits_equal_those_of_the_release(merge_lora, max_positions, tmp_path):
         PeftModel.from_pretrained(model.llm, out / "adapter")
     processor, asked = ask(out)
     with torch.no_grad():
-        tokens, logits = model.eval().get_image_features(asked["pixel_values"]), model(**asked).logits
+        tokens, logits = (
+            model.eval().get_image_features(asked["pixel_values"]),
+            model(**asked).logits,
+        )
     their_tokens, their_logits = expected(state, config, asked, processor.image_token_id)
     apart = (
         float((tokens - their_tokens).abs().max()),
         float((logits[..., : tiny.VOCABULARY] - their_logits).abs().max()),
     )
-    print(f"{asked['input_ids'].shape[1]} tokens: visual tokens {apart[0]:.1e}, logits {apart[1]:.1e} apart")
+    print(
+        f"{asked['input_ids'].shape[1]} tokens: visual tokens {apart[0]:.1e}, logits {apart[1]:.1e} apart"
+    )
     assert apart[0] < TOKENS_TOLERANCE
     assert apart[1] < LOGITS_TOLERANCE
 
@@ -120,14 +132,19 @@ def test_projector_equals_the_releases_in_float64(parts):
     features = torch.randn(2, tiny.PATCHES, tiny.VISION_WIDTH, dtype=torch.float64)
     w = {name: tensor.double() for name, tensor in state.items()}
     with torch.no_grad():
-        found, theirs = model.projector(features), oracle.projector(features, w, partial=tiny.PARTIAL, heads=2)
+        found, theirs = (
+            model.projector(features),
+            oracle.projector(features, w, partial=tiny.PARTIAL, heads=2),
+        )
     difference = float((found - theirs).abs().max())
     print(f"largest difference {difference:.1e}")
     assert difference < 1e-12
 
 
 def test_prompt_has_the_ids_of_the_release(parts, tmp_path):
-    """init_models.py, context_embeds: bos, then the texts before and behind the picture, each tokenised by itself."""
+    """init_models.py, context_embeds: bos, then the texts before and behind the image, each
+    tokenised by itself.
+    """
     *_, checkpoint, folder = parts
     convert(checkpoint, folder, tmp_path / "out")
     processor, asked = ask(tmp_path / "out")
@@ -139,8 +156,8 @@ def test_prompt_has_the_ids_of_the_release(parts, tmp_path):
         processor.tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in template.format(QUESTION).split("<ImageHere>")
     )
-    pictures = [processor.image_token_id] * tiny.TOKENS
-    assert asked["input_ids"][0].tolist() == [1, *before, *pictures, *behind]
+    images = [processor.image_token_id] * tiny.TOKENS
+    assert asked["input_ids"][0].tolist() == [1, *before, *images, *behind]
 
 
 def test_the_llm_comes_from_its_folder_where_the_checkpoint_lacks_it(parts, tmp_path):
@@ -183,7 +200,9 @@ def test_wqkv_is_split_by_group_and_so_are_loras_rows(parts):
         assert torch.equal(source.read(f"llm.model.layers.1.self_attn.{part}.weight"), fused[rows])
         adapter = f"base_model.model.model.layers.1.self_attn.{part}"
         assert torch.equal(source.lora.read(f"{adapter}.lora_B.weight"), b[rows])
-        assert torch.equal(source.lora.read(f"{adapter}.lora_A.weight"), state[f"{at}.lora_A.default.weight"])
+        assert torch.equal(
+            source.lora.read(f"{adapter}.lora_A.weight"), state[f"{at}.lora_A.default.weight"]
+        )
 
 
 def test_every_tensor_of_the_release_is_mapped_or_named_as_unused(parts):
@@ -201,7 +220,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_together(parts, tmp_
     del state["ParGo.bert.encoder.layer.1.crossattention.self.value.bias"]
     state["visual_encoder.blocks.7.norm1.weight"] = torch.zeros(32)
     state["llm_proj.weight"] = torch.zeros(32, 9)
-    state["llm_model.base_model.model.model.layers.0.attention.wqkv.lora_B.default.weight"] = torch.zeros(63, 3)
+    state["llm_model.base_model.model.model.layers.0.attention.wqkv.lora_B.default.weight"] = (
+        torch.zeros(63, 3)
+    )
     torch.save(dict(state), checkpoint)
     with pytest.raises(CheckpointError) as caught:
         convert(checkpoint, folder, tmp_path / "out")
@@ -209,7 +230,9 @@ def test_missing_unexpected_and_misshapen_tensors_are_named_together(parts, tmp_
     assert "missing 1 (ParGo.bert.encoder.layer.1.crossattention.self.value.bias)" in said
     assert "unexpected 1 (visual_encoder.blocks.7.norm1.weight)" in said
     assert "llm_proj.weight [32, 9] instead of [32, 128]" in said
-    assert "llm_model.model.layers.0.attention.wqkv.lora_B.weight [63, 3] instead of [64, 3]" in said
+    assert (
+        "llm_model.model.layers.0.attention.wqkv.lora_B.weight [63, 3] instead of [64, 3]" in said
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -224,7 +247,9 @@ def test_one_missing_tensor_is_named(name, parts):
     del state[name]
     torch.save(dict(state), checkpoint)
     canonical = release_keys.canonical(name)
-    with pytest.raises(CheckpointError, match="holds no weights" if "output" in name else canonical):
+    with pytest.raises(
+        CheckpointError, match="holds no weights" if "output" in name else canonical
+    ):
         weights(checkpoint, folder)
 
 
@@ -232,27 +257,41 @@ TOWER = "visual_encoder."
 
 
 @pytest.mark.parametrize("form", ["release, file", "EVA-CLIP", "timm", "export"])
-def test_a_checkpoint_of_what_was_trained_takes_its_vision_tower_from_elsewhere(form, parts, tmp_path):
+def test_a_checkpoint_of_what_was_trained_takes_its_vision_tower_from_elsewhere(
+    form, parts, tmp_path
+):
     _, state, checkpoint, folder = parts
     whole = weights(checkpoint, folder)
-    timm_names = {name: whole.read(name) for name in whole.specs if name.startswith("vision.backbone.")}
+    timm_names = {
+        name: whole.read(name) for name in whole.specs if name.startswith("vision.backbone.")
+    }
     tower = {name: tensor for name, tensor in state.items() if name.startswith(TOWER)}
     place = tmp_path / "tower"
     place.mkdir()
     if form == "timm":
-        save_file({n.removeprefix("vision.backbone."): t for n, t in timm_names.items()}, place / "model.safetensors")
+        save_file(
+            {n.removeprefix("vision.backbone."): t for n, t in timm_names.items()},
+            place / "model.safetensors",
+        )
     elif form == "export":
         save_file({**timm_names, "llm.lm_head.weight": torch.zeros(1)}, place / "model.safetensors")
     elif form == "EVA-CLIP":
         text = {"text.positional_embedding": torch.zeros(3)}
-        torch.save({**{n.replace(TOWER, "visual."): t for n, t in tower.items()}, **text}, place / "EVA02_CLIP.pt")
+        torch.save(
+            {**{n.replace(TOWER, "visual."): t for n, t in tower.items()}, **text},
+            place / "EVA02_CLIP.pt",
+        )
     else:
         place = place / "vision.pth"
         torch.save(tower, place)
     torch.save({n: t for n, t in state.items() if n not in tower}, tmp_path / "trained.pth")
     facts = replace(FACTS, vision_weights=place)
     found = ReleaseWeights(
-        tmp_path / "trained.pth", LLMFolder(str(folder)), facts, dtype=torch.float32, merge_lora=False
+        tmp_path / "trained.pth",
+        LLMFolder(str(folder)),
+        facts,
+        dtype=torch.float32,
+        merge_lora=False,
     )
     assert compare(whole, found).fits()
     assert f"its weights come from {place.name}" in found.assumed()[-1]
@@ -278,7 +317,10 @@ def test_a_vision_tower_that_is_nowhere_or_in_part_is_named(parts, tmp_path):
     torch.save({n: t for n, t in state.items() if not n.startswith(TOWER)}, checkpoint)
     with pytest.raises(CheckpointError, match="holds no vision tower .*--vision-weights"):
         weights(checkpoint, folder)
-    for tower, said in (({"other": torch.zeros(1)}, "missing .*visual_encoder.blocks.0"), ({}, "holds no weights")):
+    for tower, said in (
+        ({"other": torch.zeros(1)}, "missing .*visual_encoder.blocks.0"),
+        ({}, "holds no weights"),
+    ):
         place = tmp_path / f"tower{len(tower)}"
         place.mkdir()
         if tower:
@@ -294,7 +336,11 @@ def test_a_strength_of_lora_that_is_none_is_refused(parts):
     *_, checkpoint, folder = parts
     with pytest.raises(CheckpointError, match="--lora-alpha 0: expected 1 or more"):
         ReleaseWeights(
-            checkpoint, LLMFolder(str(folder)), replace(FACTS, lora_alpha=0), dtype=torch.float32, merge_lora=True
+            checkpoint,
+            LLMFolder(str(folder)),
+            replace(FACTS, lora_alpha=0),
+            dtype=torch.float32,
+            merge_lora=True,
         )
 
 
@@ -328,7 +374,9 @@ def test_a_cut_checkpoint_is_named(bytes_left, parts):
 
 
 def test_a_flipped_bit_is_found_or_harmless(parts):
-    """Harmless are the bits between the archive's parts; 150 places, half of them where tensors lie."""
+    """Harmless are the bits between the archive's parts; 150 places, half of them where tensors
+    lie.
+    """
     _, state, checkpoint, _ = parts
     body, said = checkpoint.read_bytes(), []
     places = random.Random(0)
@@ -358,7 +406,9 @@ def test_values_that_half_precision_cannot_hold_are_named(parts, tmp_path):
     _, state, checkpoint, folder = parts
     state["llm_proj.weight"][3, 5] = 1e6
     torch.save(dict(state), checkpoint)
-    with pytest.raises(CheckpointError, match="llm_proj.weight has values that torch.float16 cannot hold"):
+    with pytest.raises(
+        CheckpointError, match="llm_proj.weight has values that torch.float16 cannot hold"
+    ):
         convert(checkpoint, folder, tmp_path / "out", dtype="float16")
     assert not (tmp_path / "out").exists()
 
@@ -375,7 +425,9 @@ def test_values_that_half_precision_cannot_hold_are_named(parts, tmp_path):
     ],
 )
 def test_an_llm_that_llama_cannot_be_is_refused(change, said, tmp_path):
-    folder = tiny.write_llm_folder(tmp_path / "llm", {**tiny.llm_config(tiny.VOCABULARY), **change}, None)
+    folder = tiny.write_llm_folder(
+        tmp_path / "llm", {**tiny.llm_config(tiny.VOCABULARY), **change}, None
+    )
     with pytest.raises(CheckpointError, match=said):
         llama_config(folder / "config.json")
 
@@ -383,7 +435,15 @@ def test_an_llm_that_llama_cannot_be_is_refused(change, said, tmp_path):
 def test_the_command_writes_a_folder_that_generates(parts, tmp_path):
     *_, checkpoint, folder = parts
     worker = [sys.executable, str(Path(__file__).with_name("release_worker.py")), "release-to-hf"]
-    command = [*worker, str(checkpoint), str(tmp_path / "out"), "--llm", str(folder), "--merge-lora", *tiny.FACTS]
+    command = [
+        *worker,
+        str(checkpoint),
+        str(tmp_path / "out"),
+        "--llm",
+        str(folder),
+        "--merge-lora",
+        *tiny.FACTS,
+    ]
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     process = run_command(command, PYTHONPATH=path)
     assert process.returncode == 0, process.stderr[-3000:]
@@ -397,7 +457,15 @@ def test_the_command_writes_a_folder_that_generates(parts, tmp_path):
     ):
         assert assumed in process.stdout
         assert assumed in card
-    command = [*worker[:-1], "verify", str(checkpoint), str(tmp_path / "out"), "--llm", str(folder), *tiny.FACTS]
+    command = [
+        *worker[:-1],
+        "verify",
+        str(checkpoint),
+        str(tmp_path / "out"),
+        "--llm",
+        str(folder),
+        *tiny.FACTS,
+    ]
     process = run_command(command, PYTHONPATH=path)
     assert process.returncode == 0, process.stdout + process.stderr[-3000:]
     assert "all equal" in process.stdout
@@ -420,7 +488,7 @@ def test_training_starts_from_the_converted_release(parts, tiny_run, tmp_path):
     projector = {
         "partial_tokens": tiny.PARTIAL, "global_tokens": tiny.GLOBAL, "layers": tiny.LAYERS, "width": tiny.WIDTH,
         "heads": 2, "cascade": "release", "norm": "post", "norm_eps": 1e-12, "query_positions": True,
-        "soft_prompt": False,
+        "soft_prompt": False, "patch_norm": False,
     }  # fmt: skip
     run = merged(
         tiny_run,
@@ -433,7 +501,9 @@ def test_training_starts_from_the_converted_release(parts, tiny_run, tmp_path):
     config = parse_config(run)
     model = assembly.build_model(config, assembly.build_processor(config), settings=None)
     source = weights(checkpoint, folder, merge_lora=True)
-    assert all(torch.equal(tensor, source.read(name)) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, source.read(name)) for name, tensor in model.state_dict().items()
+    )
     config = parse_config(merged(run, {"projector": {"norm": "pre"}}))
     with pytest.raises(ConfigError, match="norm is 'post' there, 'pre' in the run file"):
         assembly.build_model(config, assembly.build_processor(config), settings=None)

@@ -7,10 +7,15 @@ import json
 import pytest
 import tiny_release as tiny
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.release.tokenizer import bpe_tokenizer, load_tokenizer, read_model
+from pargo_ds.errors import CheckpointError
 
-TEXTS = ["What colour is the hat?", "</Img>  Is it the\u00e9e? ASSISTANT: ", " a  b", "na\u00efve \u4f60\u597d\n"]
+TEXTS = [
+    "What colour is the hat?",
+    "</Img>  Is it the\u00e9e? ASSISTANT: ",
+    " a  b",
+    "na\u00efve \u4f60\u597d\n",
+]
 # Ids of sentencepiece 0.2.3 for TEXTS, by (dummy prefix, extra spaces removed).
 IDS = {
     (True, True): [
@@ -64,7 +69,12 @@ def test_special_tokens_are_whole_and_a_text_begins_with_bos(folder):
     assert len(tokenizer) == tiny.VOCABULARY
     assert tokenizer("a")["input_ids"] == [1, 266]
     assert tokenizer("<s>a</s>", add_special_tokens=False)["input_ids"] == [1, 266, 2]
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (
+    assert (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    ) == (
         1,
         2,
         2,
@@ -75,10 +85,17 @@ def test_special_tokens_are_whole_and_a_text_begins_with_bos(folder):
 def test_a_renamed_piece_has_its_new_name(folder):
     """Chat versions call unused pieces `<|im_start|>` and so on, in tokenizer_config.json."""
     path = folder / "tokenizer_config.json"
-    renamed = {"added_tokens_decoder": {str(tiny.VOCABULARY - 1): {"content": "<|im_end|>", "special": True}}}
+    renamed = {
+        "added_tokens_decoder": {
+            str(tiny.VOCABULARY - 1): {"content": "<|im_end|>", "special": True}
+        }
+    }
     path.write_text(json.dumps(json.loads(path.read_text()) | renamed))
     tokenizer = load_tokenizer(folder)
-    assert tokenizer("a<|im_end|>", add_special_tokens=False)["input_ids"] == [266, tiny.VOCABULARY - 1]
+    assert tokenizer("a<|im_end|>", add_special_tokens=False)["input_ids"] == [
+        266,
+        tiny.VOCABULARY - 1,
+    ]
     assert len(tokenizer) == tiny.VOCABULARY
 
 
@@ -87,7 +104,9 @@ def test_a_tokenizer_json_is_taken_where_there_is_one(folder, tmp_path):
     wanted.backend_tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer.model").unlink()
     found = load_tokenizer(folder)
-    assert [found(text)["input_ids"] for text in TEXTS] == [wanted(text)["input_ids"] for text in TEXTS]
+    assert [found(text)["input_ids"] for text in TEXTS] == [
+        wanted(text)["input_ids"] for text in TEXTS
+    ]
 
 
 @pytest.mark.parametrize("bytes_left", [0, 9, 1000, -3])

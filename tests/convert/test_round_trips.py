@@ -1,4 +1,6 @@
-"""Exported folder -> one training step that changes nothing -> checkpoint -> exported folder: every bit comes back."""
+"""Exported folder -> one training step that changes nothing -> checkpoint -> exported folder: every
+bit comes back.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from tiny import draw
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.verify import compare, compare_logits
 
-# AdamW's update at this rate is far below the smallest number of fp32, so that lr 0 (which run files refuse) is meant.
+# AdamW's update at this rate is far below the smallest number of fp32, so that lr 0 (which run
+# files refuse) is meant.
 NO_RATE = 1e-300
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
 LLAMA_GROUPS = {"model_type": "llama", "num_key_value_heads": 2}
@@ -22,14 +25,19 @@ TIED_QWEN2 = {**BIASED_QWEN2, "tie_word_embeddings": True}
 QWEN3 = {"model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 2}
 BF16 = {"dtype": torch.bfloat16}
 
-# Every number of ranks meets every ZeRO stage; families, precisions, what trains and the projector's output take turns.
+# Every number of ranks meets every ZeRO stage; families, precisions, what trains and the
+# projector's output take turns.
 CASES = [
     pytest.param(1, 1, TIED_LLAMA, "full", id="1 rank, ZeRO 1, tied Llama"),
-    pytest.param(1, 2, {**BIASED_QWEN2, **BF16}, "lora", id="1 rank, ZeRO 2, Qwen2 with LoRA, bf16"),
+    pytest.param(
+        1, 2, {**BIASED_QWEN2, **BF16}, "lora", id="1 rank, ZeRO 2, Qwen2 with LoRA, bf16"
+    ),
     pytest.param(1, 3, {**QWEN3, **BF16}, "full", id="1 rank, ZeRO 3, Qwen3, bf16"),
     pytest.param(2, 1, {**TIED_QWEN2, **BF16}, "full", id="2 ranks, ZeRO 1, tied Qwen2, bf16"),
     pytest.param(2, 2, QWEN3, "frozen", id="2 ranks, ZeRO 2, frozen Qwen3"),
-    pytest.param(2, 3, {**TIED_LLAMA, **BF16}, "lora", id="2 ranks, ZeRO 3, tied Llama with LoRA, bf16"),
+    pytest.param(
+        2, 3, {**TIED_LLAMA, **BF16}, "lora", id="2 ranks, ZeRO 3, tied Llama with LoRA, bf16"
+    ),
     pytest.param(4, 1, LLAMA_GROUPS, "lora", id="4 ranks, ZeRO 1, Llama with LoRA"),
     pytest.param(4, 2, {**LLAMA_GROUPS, **BF16}, "full", id="4 ranks, ZeRO 2, Llama, bf16"),
     pytest.param(4, 3, TIED_QWEN2, "full", id="4 ranks, ZeRO 3, tied Qwen2"),
@@ -41,7 +49,11 @@ def settings(export, zero_file, stage: int, family: dict, llm: str) -> dict:
     zero_file.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
     config = HFFolder(export).config
     rate = {"lr": NO_RATE, "weight_decay": 0.1}
-    trained = llm if llm == "frozen" else {"mode": llm, **rate, **({"lora": LORA} if llm == "lora" else {})}
+    trained = (
+        llm
+        if llm == "frozen"
+        else {"mode": llm, **rate, **({"lora": LORA} if llm == "lora" else {})}
+    )
     return {
         "start_from": str(export),
         "deepspeed": str(zero_file),
@@ -69,7 +81,9 @@ def settings(export, zero_file, stage: int, family: dict, llm: str) -> dict:
 def test_every_bit_comes_back(train, convert, make_export, tmp_path, ranks, stage, family, llm):
     export = make_export(tmp_path / "export", family, soft_prompt=stage != ranks)
     run = train(settings(export, tmp_path / "zero.json", stage, family, llm), ranks)
-    merged = convert("zero-to-hf", run, tmp_path / "back", *(["--merge-lora"] if llm == "lora" else []))
+    merged = convert(
+        "zero-to-hf", run, tmp_path / "back", *(["--merge-lora"] if llm == "lora" else [])
+    )
     assert merged.returncode == 0, merged.stderr
     back = HFFolder(tmp_path / "back")
     comparison = compare(HFFolder(export), back)
@@ -87,7 +101,7 @@ def test_every_bit_comes_back(train, convert, make_export, tmp_path, ranks, stag
 
 @pytest.mark.slow
 def test_logits_come_back(train, convert, make_export, tmp_path):
-    (tmp_path / "picture.png").write_bytes(draw("red", 4))
+    (tmp_path / "image.png").write_bytes(draw("red", 4))
     export = make_export(tmp_path / "export", TIED_QWEN2)
     run = train(settings(export, tmp_path / "zero.json", 3, TIED_QWEN2, "full"), 2)
     for command, source, out in (
@@ -99,4 +113,9 @@ def test_logits_come_back(train, convert, make_export, tmp_path):
         assert process.returncode == 0, process.stderr
     first = HFFolder(export)
     for folder in ("back", "back again"):
-        assert compare_logits(first, HFFolder(tmp_path / folder), tmp_path / "picture.png", "What is it?") == 0.0
+        assert (
+            compare_logits(
+                first, HFFolder(tmp_path / folder), tmp_path / "image.png", "What is it?"
+            )
+            == 0.0
+        )

@@ -1,4 +1,6 @@
-"""verify: the same model or not, whatever the formats, said with names and numbers and the exit status."""
+"""verify: the same model or not, whatever the formats, said with names and numbers and the exit
+status.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import draw
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.hf_folder import HFFolder
 from pargo_ds.convert.megatron.megatron_to_hf import MegatronWeights
 from pargo_ds.convert.verify import compare, compare_logits, largest_difference, open_weights
+from pargo_ds.errors import CheckpointError
 
 
 def add(folder, name, amount):
@@ -32,11 +34,13 @@ def test_every_format_is_recognised(exports, checkpoints, family, tmp_path):
         open_weights(tmp_path)
 
 
-def test_the_command_names_the_largest_difference_and_exits_with_1(convert, export, checkpoint, tmp_path):
+def test_the_command_names_the_largest_difference_and_exits_with_1(
+    convert, export, checkpoint, tmp_path
+):
     add(export, "projector.output.linear.weight", 0.125)
     add(export, "llm.model.layers.2.self_attn.v_proj.weight", 0.5)
-    (tmp_path / "picture.png").write_bytes(draw("blue", 0))
-    asked = ("--picture", tmp_path / "picture.png", "--question", "What colour is it?")
+    (tmp_path / "image.png").write_bytes(draw("blue", 0))
+    asked = ("--image", tmp_path / "image.png", "--question", "What colour is it?")
     process = convert("verify", export, checkpoint, *asked)
     assert process.returncode == 1, process.stderr
     assert "2 of" in process.stdout
@@ -46,10 +50,10 @@ def test_the_command_names_the_largest_difference_and_exits_with_1(convert, expo
 
 
 def test_logits_are_equal_where_the_weights_are(export, checkpoint, tmp_path):
-    (tmp_path / "picture.png").write_bytes(draw("blue", 0))
-    asked = (tmp_path / "picture.png", "What colour is it?")
+    (tmp_path / "image.png").write_bytes(draw("blue", 0))
+    asked = (tmp_path / "image.png", "What colour is it?")
     assert compare_logits(HFFolder(export), MegatronWeights(checkpoint), *asked) == 0.0
-    add(export, "projector.output.linear.weight", 1.0)  # only what the picture says has changed
+    add(export, "projector.output.linear.weight", 1.0)  # only what the image says has changed
     assert compare_logits(HFFolder(export), MegatronWeights(checkpoint), *asked) > 0.0
 
 
@@ -63,7 +67,10 @@ def test_a_tolerance_lets_small_differences_pass(export, checkpoint):
 
 def test_models_of_other_shapes_are_named(exports):
     comparison = compare(
-        *(HFFolder(exports[f]) for f in ("llama, tied, groups of 2", "qwen3, norms, groups of 2, wide heads"))
+        *(
+            HFFolder(exports[f])
+            for f in ("llama, tied, groups of 2", "qwen3, norms, groups of 2, wide heads")
+        )
     )
     assert not comparison.fits(1e9)
     assert "llm.lm_head.weight" in comparison.only_second

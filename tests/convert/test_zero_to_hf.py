@@ -1,4 +1,6 @@
-"""zero-to-hf gives, tensor by tensor, exactly what building the whole model, loading it and merging it gives."""
+"""zero-to-hf gives, tensor by tensor, exactly what building the whole model, loading it and merging
+it gives.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,10 @@ from made_checkpoint import exported_values, run_of, trained_model, write_checkp
 from safetensors.torch import load_file, save_file
 from tiny import draw, run_command
 
-from pargo_ds.checkpoint.manifest import CheckpointError, describe_file, read_manifest
+from pargo_ds.checkpoint.manifest import describe_file, read_manifest
 from pargo_ds.convert.zero.model_card import model_card
 from pargo_ds.convert.zero.zero_to_hf import convert
+from pargo_ds.errors import CheckpointError
 from pargo_ds.model import ParGoForConditionalGeneration
 
 CASES = [
@@ -34,9 +37,21 @@ CASES = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("mode, tied, vision, merge", CASES)
 def test_every_tensor_is_what_the_whole_model_in_memory_gives(
-    tiny_run, published_llm, timm_file, clip_folder, tmp_path, caplog, mode, tied, vision, merge, dtype
+    tiny_run,
+    published_llm,
+    timm_file,
+    clip_folder,
+    tmp_path,
+    caplog,
+    mode,
+    tied,
+    vision,
+    merge,
+    dtype,
 ):
-    run = run_of(tiny_run, published_llm(tied), {"timm": timm_file, "clip": clip_folder}[vision], mode)
+    run = run_of(
+        tiny_run, published_llm(tied), {"timm": timm_file, "clip": clip_folder}[vision], mode
+    )
     model = trained_model(run)
     checkpoint = write_checkpoint(run, model, tmp_path / "step_00000003")
     counts = convert(checkpoint, tmp_path / "out", merge_lora=merge, dtype=dtype, file_bytes=60_000)
@@ -50,15 +65,21 @@ def test_every_tensor_is_what_the_whole_model_in_memory_gives(
     assert len(files) > 1
     found = {name: tensor for file in files for name, tensor in load_file(file).items()}
     assert found.keys() == weights.keys()
-    assert [n for n, t in found.items() if t.dtype != dtype or not torch.equal(t, weights[n].to(dtype))] == []
+    assert [
+        n for n, t in found.items() if t.dtype != dtype or not torch.equal(t, weights[n].to(dtype))
+    ] == []
     there = (tmp_path / "out/adapter").is_dir()
     assert there == bool(adapter) == (mode == "lora" and not merge)
     if there:
         written = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
         assert written.keys() == {f"base_model.model.{name}" for name in adapter}
-        assert all(torch.equal(written[f"base_model.model.{n}"], t.to(dtype)) for n, t in adapter.items())
+        assert all(
+            torch.equal(written[f"base_model.model.{n}"], t.to(dtype)) for n, t in adapter.items()
+        )
     assert json.loads((tmp_path / "out/generation_config.json").read_text())["temperature"] == 0.7
-    _, info = ParGoForConditionalGeneration.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
+    _, info = ParGoForConditionalGeneration.from_pretrained(
+        tmp_path / "out", dtype="auto", output_loading_info=True
+    )
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
@@ -110,11 +131,17 @@ def test_any_damaged_file_is_named_and_leaves_no_output(lora_checkpoint, tmp_pat
         assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
 
 
-def test_a_weight_that_the_files_lack_is_named_before_anything_is_written(lora_checkpoint, tmp_path):
+def test_a_weight_that_the_files_lack_is_named_before_anything_is_written(
+    lora_checkpoint, tmp_path
+):
     checkpoint, _ = lora_checkpoint
     manifest, lost = read_manifest(checkpoint), "projector.tokens.weight"
     for name in manifest.files:
-        tensors = {key: t.clone() for key, t in load_file(checkpoint / name).items() if not key.endswith(lost)}
+        tensors = {
+            key: t.clone()
+            for key, t in load_file(checkpoint / name).items()
+            if not key.endswith(lost)
+        }
         save_file(tensors, checkpoint / name)
     files = {name: describe_file(checkpoint / name) for name in manifest.files}
     dataclasses.replace(manifest, files=files).write(checkpoint)
@@ -133,11 +160,23 @@ def test_the_card_says_where_everything_comes_from_and_names_no_place_on_this_ma
     assert front["library_name"] == "transformers"
     assert "license" not in front
     assert "# license:" in card
-    training = ("| step | 3 |", "| samples | 12 |", "| tokens | 3,456 |", "`train`", "llm (lora)", "torch ")
+    training = (
+        "| step | 3 |",
+        "| samples | 12 |",
+        "| tokens | 3,456 |",
+        "`train`",
+        "llm (lora)",
+        "torch ",
+    )
     frozen = ("vit.safetensors", "hash of their hashes", "are those that the run wrote")
     for said in (*training, *frozen, "LoRA is merged"):
         assert said in card, said
-    for place in (str(tmp_path), str(published_llm(True)), run.data.train[0].path, str(Path.home())):
+    for place in (
+        str(tmp_path),
+        str(published_llm(True)),
+        run.data.train[0].path,
+        str(Path.home()),
+    ):
         assert place not in card
 
 
@@ -146,15 +185,21 @@ def test_the_card_tags_the_hubs_names(tiny_run, published_llm, timm_file, tmp_pa
     named = run.model_copy(
         update={
             "llm": run.llm.model_copy(update={"name": "someone/llm-7b", "revision": "abc"}),
-            "vision": run.vision.model_copy(update={"library": "transformers", "name": "a/clip", "weights": None}),
+            "vision": run.vision.model_copy(
+                update={"library": "transformers", "name": "a/clip", "weights": None}
+            ),
         }
     )
     frozen = {"llm.x": "bfloat16 0123456789abcdef", "vision.y": "bfloat16 fedcba9876543210"}
     facts = {"manifest": None, "step": 7, "dtype": "bfloat16", "lora": None}
-    card = model_card(named, frozen=frozen, not_verified="frozen weights were not verified: x names none", **facts)
+    facts["projector"] = "resampler: 64 visual tokens"
+    card = model_card(
+        named, frozen=frozen, not_verified="frozen weights were not verified: x names none", **facts
+    )
     assert yaml.safe_load(card.split("---")[1])["base_model"] == ["someone/llm-7b", "a/clip"]
     assert "`someone/llm-7b` at revision `abc`" in card
     assert "Frozen weights were not verified" in card
+    assert "Resampler: 64 visual tokens." in card
 
 
 @pytest.mark.slow
@@ -163,9 +208,11 @@ def test_the_cards_example_answers(lora_checkpoint, tmp_path, merge):
     checkpoint, _ = lora_checkpoint
     out = tmp_path / "out"
     convert(checkpoint, out, merge_lora=merge)
-    (out / "picture.png").write_bytes(draw("red", 4))
+    (out / "image.png").write_bytes(draw("red", 4))
     code = re.search(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL).group(1)
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=out, check=False)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=out, check=False
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.strip()
 

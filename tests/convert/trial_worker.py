@@ -1,5 +1,6 @@
-"""What the trial before training says of every family that trains exactly, under the transformers that is first on the
-path: `python trial_worker.py TOKENIZER OUT.json [NAME ...]`."""
+"""What the trial before training says of every family that trains exactly, under the transformers
+that is first on the path: `python trial_worker.py TOKENIZER OUT.json [NAME ...]`.
+"""
 
 import json
 import shutil
@@ -11,9 +12,10 @@ import transformers
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pargo_ds.config import ConfigError, parse_config
+from pargo_ds import assembly
+from pargo_ds.config import parse_config
 from pargo_ds.convert.trial.trial import try_export
-from pargo_ds.training import assembly
+from pargo_ds.errors import ConfigError
 from tests.model.llm_families import FAMILIES, architecture
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}
@@ -26,11 +28,22 @@ def run_of(llm: Path, mode: str):
         {
             "name": "tried",
             "deepspeed": "unused",
-            "vision": {"library": "timm", "name": "test_vit", "weights": "random", "image_size": 64},
-            "projector": {"partial_tokens": 4, "global_tokens": 2, "layers": 1, "width": 16, "heads": 2},
+            "vision": {
+                "library": "timm",
+                "name": "test_vit",
+                "weights": "random",
+                "image_size": 64,
+            },
+            "projector": {
+                "partial_tokens": 4,
+                "global_tokens": 2,
+                "layers": 1,
+                "width": 16,
+                "heads": 2,
+            },
             "llm": {"name": str(llm)},
             "train": {"projector": {"mode": "full", "lr": 1e-3}, "llm": MODES[mode], "steps": 1},
-            "batch": {"tokens_per_pack": 64, "pictures_per_pack": 2, "packs_per_step": 1},
+            "batch": {"tokens_per_pack": 64, "images_per_pack": 2, "packs_per_step": 1},
             "data": {"train": "unused", "text": "turns"},
         }
     )
@@ -51,17 +64,24 @@ def tried(name: str, tokenizer: Path, folder: Path) -> dict[str, str]:
             said[mode] = try_export(run, assembly.build_processor(run))
         except ConfigError as error:
             said[mode] = f"refused: {error}"
-    return {mode: "exported" if "reloaded and asked" in text else text for mode, text in said.items()}
+    return {
+        mode: "exported" if "reloaded and asked" in text else text for mode, text in said.items()
+    }
 
 
 def main() -> None:
     tokenizer, out, *names = sys.argv[1:]
-    known = [n for n in FAMILIES if architecture(n)["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
+    known = [
+        n for n in FAMILIES if architecture(n)["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    ]
     with tempfile.TemporaryDirectory() as place:
         found = {
-            name: tried(name, Path(tokenizer), Path(place) / str(number)) for number, name in enumerate(names or known)
+            name: tried(name, Path(tokenizer), Path(place) / str(number))
+            for number, name in enumerate(names or known)
         }
-    Path(out).write_text(json.dumps({"transformers": transformers.__version__, "families": found}, indent=1))
+    Path(out).write_text(
+        json.dumps({"transformers": transformers.__version__, "families": found}, indent=1)
+    )
 
 
 if __name__ == "__main__":

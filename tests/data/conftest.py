@@ -1,4 +1,4 @@
-"""Tiny real objects: a processor with a byte-level tokenizer, drawn pictures, small shard folders."""
+"""Tiny real objects: a processor with a byte-level tokenizer, drawn images, small shard folders."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pargo_ds.config import BatchSection, DataSection
-from pargo_ds.data import s3
-from pargo_ds.data.schema import Sample
-from pargo_ds.data.shards import write_shards
+from pargo_ds.data.shards import s3
+from pargo_ds.data.shards.mds import write_shards
+from pargo_ds.data.shards.schema import Sample
 from pargo_ds.model.processing_pargo import ParGoProcessor
 
 CHAT_TEMPLATE = (
@@ -29,11 +29,15 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per byte; nothing is unknown."""
-    vocabulary = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    vocabulary = {
+        letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    }
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>"
+    )
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|start|>"]})
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
@@ -41,26 +45,28 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def draw(number: int, size: tuple[int, int] = (20, 12)) -> bytes:
     """A PNG that differs for each number."""
-    picture = Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, 60))
-    ImageDraw.Draw(picture).ellipse((2, 2, 4 + number % 12, 9), fill=(255, 255, number % 256))
+    image = Image.new("RGB", size, (number * 37 % 256, number * 91 % 256, 60))
+    ImageDraw.Draw(image).ellipse((2, 2, 4 + number % 12, 9), fill=(255, 255, number % 256))
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def draw_sample(number: int) -> Sample:
-    """Sample `number`: 0, 1 or 2 pictures, an answer of a length of its own; both captions where there are pictures."""
-    pictures = (1, 1, 0, 2, 1)[number % 5]
+    """Sample `number`: 0, 1 or 2 images, an answer of a length of its own; both captions where
+    there are images.
+    """
+    images = (1, 1, 0, 2, 1)[number % 5]
     turns = [
-        {"role": "user", "content": "<image>\n" * pictures + f"what is {number}?"},
+        {"role": "user", "content": "<image>\n" * images + f"what is {number}?"},
         {"role": "assistant", "content": "it is " + "so " * (number * 7 % 23) + f"{number}"},
     ]
     captions = {"coarse": f"a {number}", "detailed": "a disc " * (1 + number % 4) + f"{number}"}
     return Sample(
         id=f"{number:05}",
-        images=[draw(number + 100 * extra) for extra in range(pictures)],
+        images=[draw(number + 100 * extra) for extra in range(images)],
         turns=turns,
-        captions=captions if pictures else {},
+        captions=captions if images else {},
     )
 
 
@@ -84,12 +90,16 @@ def turns_data() -> DataSection:
 
 @pytest.fixture
 def small_packs() -> BatchSection:
-    return BatchSection(tokens_per_pack=300, pictures_per_pack=6, packs_per_step=4)
+    return BatchSection(tokens_per_pack=300, images_per_pack=6, packs_per_step=4)
 
 
 @pytest.fixture
 def options(
-    shard_folder: Path, turns_data: DataSection, small_packs: BatchSection, processor: Any, tmp_path: Path
+    shard_folder: Path,
+    turns_data: DataSection,
+    small_packs: BatchSection,
+    processor: Any,
+    tmp_path: Path,
 ) -> dict[str, Any]:
     """Arguments of a PackLoader that is alone and reads the shard folder."""
     return {
@@ -114,8 +124,12 @@ _buckets = itertools.count()
 
 
 @pytest.fixture
-def object_store(_store_process: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """A running S3 server with an empty bucket; the environment leads to it. Tests may kill and hang it."""
+def object_store(
+    _store_process: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ObjectStore]:
+    """A running S3 server with an empty bucket; the environment leads to it. Tests may kill and
+    hang it.
+    """
     pytest.importorskip("moto")
     for name, value in _store_process.environment.items():
         monkeypatch.setenv(name, value)

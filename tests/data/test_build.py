@@ -1,4 +1,6 @@
-"""Builds: the same bytes whoever builds them and however often they are killed; every input accounted for."""
+"""Builds: the same bytes whoever builds them and however often they are killed; every input
+accounted for.
+"""
 
 from __future__ import annotations
 
@@ -15,39 +17,47 @@ import pytest
 from object_store import ObjectStore
 from tiny import COLOURS, draw
 
-from pargo_ds.data.build import build_chunks
-from pargo_ds.data.build_plan import WORK, BuildError, Plan
-from pargo_ds.data.delivery import Place, build, upload
-from pargo_ds.data.duplicates import find_repeats
-from pargo_ds.data.merge import merge
-from pargo_ds.data.schema import Sample, id_digest
-from pargo_ds.data.shards import read_index, read_samples
+from pargo_ds.data.building.build import build_chunks
+from pargo_ds.data.building.delivery import Place, build, upload
+from pargo_ds.data.building.duplicates import find_repeats
+from pargo_ds.data.building.merge import merge
+from pargo_ds.data.building.plan import WORK, Plan
+from pargo_ds.data.shards.folder import upload_folder
+from pargo_ds.data.shards.mds import read_index, read_samples
+from pargo_ds.data.shards.schema import Sample, id_digest
 from pargo_ds.data.sources import Finish, Llava
-from pargo_ds.data.stores import upload_folder
+from pargo_ds.errors import BuildError
 
 
-def entry(number: int, picture: int | None = None, name: str | None = None) -> dict:
-    talk = [{"from": "human", "value": f"<image>\nWhat is {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
-    return {"id": name or f"e{number}", "image": f"{number if picture is None else picture}.png", "conversations": talk}
+def entry(number: int, image: int | None = None, name: str | None = None) -> dict:
+    talk = [
+        {"from": "human", "value": f"<image>\nWhat is {number}?"},
+        {"from": "gpt", "value": f"It is {number}."},
+    ]
+    return {
+        "id": name or f"e{number}",
+        "image": f"{number if image is None else image}.png",
+        "conversations": talk,
+    }
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for number in range(80):
         (folder / f"{number}.png").write_bytes(draw(COLOURS[number % 6], number % 9, 32 + number))
     return folder
 
 
 @pytest.fixture
-def plan_of(tmp_path: Path, pictures: Path):
+def plan_of(tmp_path: Path, images: Path):
     """plan_of(entries, **options of Plan): a plan over one JSON file, ten entries a chunk."""
 
     def make(entries: list, **options) -> Plan:
         path = tmp_path / "entries.json"
         if not path.is_file():
             path.write_text(json.dumps(entries))
-        source = Llava(files=(str(path),), pictures=str(pictures), chunk_inputs=10)
+        source = Llava(files=(str(path),), image_folder=str(images), chunk_inputs=10)
         return Plan(source=source, shard_bytes=1 << 12, **options)
 
     return make
@@ -58,7 +68,11 @@ def quietly(plan: Plan, out: Path, **options):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def mixed_entries() -> list:
@@ -67,10 +81,10 @@ def mixed_entries() -> list:
     entries.insert(20, entry(3, name="again"))
     entries.insert(44, entry(7))
     for place in (5, 31, 52, 53):
-        entries.insert(place, entry(100 + place, picture=place, name="e1"))
+        entries.insert(place, entry(100 + place, image=place, name="e1"))
     for place in (0, 11, 12, 13, 30, 48):
-        entries.insert(place, entry(place, picture=999))
-    return [*entries, None, {"id": [1.5]}, entry(0, picture=-1)]
+        entries.insert(place, entry(place, image=999))
+    return [*entries, None, {"id": [1.5]}, entry(0, image=-1)]
 
 
 def test_split_result_is_ordinary_mds_in_the_order_of_the_input(tmp_path: Path, plan_of) -> None:
@@ -90,30 +104,48 @@ def test_split_result_is_ordinary_mds_in_the_order_of_the_input(tmp_path: Path, 
     assert names | {"index.json", "rejects.jsonl", "build.json"} == set(contents(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("options", [{}, {"held_out": 0.3}, {"held_out": 9}, {"compression": "zstd"}])
-def test_every_input_is_a_sample_a_reject_or_a_duplicate(tmp_path: Path, plan_of, options: dict) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"validation": 0.3}, {"validation": 9}, {"compression": "zstd"}]
+)
+def test_every_input_is_a_sample_a_reject_or_a_duplicate(
+    tmp_path: Path, plan_of, options: dict
+) -> None:
     entries = mixed_entries()
     merged = quietly(plan_of(entries, **options), tmp_path / "out", max_rejects=0.2)
     assert merged.inputs == len(entries) == 75
-    assert merged.left_out == {"bad id": 1, "does not fit": 1, "duplicate content": 2, "picture missing": 7}
+    assert merged.left_out == {
+        "bad id": 1,
+        "does not fit": 1,
+        "duplicate content": 2,
+        "image missing": 7,
+    }
     assert merged.samples == 64
     folders = [tmp_path / "out" / name for name in merged.splits]
     found = {sample.id: sample for folder in folders for sample in read_samples(folder)}
     assert len(found) == 64
     assert set(found) == {f"e{number}" for number in range(60)} | {"e1#2", "e1#3", "e1#4", "e1#5"}
-    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert len(rejects) == 11
     assert [reject["entry"] for reject in rejects] == sorted(reject["entry"] for reject in rejects)
-    assert {reject["repeats"] for reject in rejects if reject["kind"] == "duplicate content"} == {"e3", "e7"}
+    assert {reject["repeats"] for reject in rejects if reject["kind"] == "duplicate content"} == {
+        "e3",
+        "e7",
+    }
     for reject in rejects:
         given = entries[reject["entry"] - 1]
         assert given is None or given["id"] == reject["id"] or reject["kind"] == "bad id"
-    if "held_out" in options:
-        held_out = {sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "held_out")}
-        trained = {sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "train")}
-        assert not held_out & trained, "samples of one id, often one picture, stay on one side"
-        wanted = {9: range(9, 12), 0.3: range(10, 30)}[options["held_out"]]
-        assert merged.splits["held_out"] in wanted
+    if "validation" in options:
+        validation = {
+            sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "validation")
+        }
+        trained = {
+            sample.id.partition("#")[0] for sample in read_samples(tmp_path / "out" / "train")
+        }
+        assert not validation & trained, "samples of one id, often one image, stay on one side"
+        wanted = {9: range(9, 12), 0.3: range(10, 30)}[options["validation"]]
+        assert merged.splits["validation"] in wanted
 
 
 def test_same_id_can_be_dropped_instead(tmp_path: Path, plan_of) -> None:
@@ -123,7 +155,7 @@ def test_same_id_can_be_dropped_instead(tmp_path: Path, plan_of) -> None:
 
 
 def test_bytes_do_not_depend_on_the_parts(tmp_path: Path, plan_of) -> None:
-    plan = plan_of(mixed_entries(), held_out=7)
+    plan = plan_of(mixed_entries(), validation=7)
     quietly(plan, tmp_path / "one", max_rejects=0.2)
     expected = contents(tmp_path / "one")
     for part in (2, 0, 1):
@@ -151,8 +183,10 @@ def _build_in_child(plan: Plan, out: Path) -> int:
 
 
 def test_killed_builds_go_on_and_give_the_same_bytes(tmp_path: Path, plan_of) -> None:
-    """30 kills at random moments, merging included; the index is never there without all of its shards."""
-    plan = plan_of(mixed_entries(), held_out=7)
+    """30 kills at random moments, merging included; the index is never there without all of its
+    shards.
+    """
+    plan = plan_of(mixed_entries(), validation=7)
     started = time.monotonic()
     quietly(plan, tmp_path / "whole", max_rejects=0.2)
     usual = time.monotonic() - started
@@ -164,9 +198,9 @@ def test_killed_builds_go_on_and_give_the_same_bytes(tmp_path: Path, plan_of) ->
         time.sleep(rng.uniform(0, usual * 0.7))
         os.kill(child, signal.SIGKILL)
         kills += os.WIFSIGNALED(os.waitpid(child, 0)[1])
-        for split in ("train", "held_out"):
+        for split in ("train", "validation"):
             if (out / split / "index.json").is_file():
-                named = {shard["raw_data"]["basename"] for shard in read_index(out / split)["shards"]}
+                named = {shard["raw_data"]["basename"] for shard in read_index(out / split).shards}
                 assert named <= {path.name for path in (out / split).iterdir()}
         if (out / "build.json").is_file() and not (out / WORK).exists():
             rounds += 1
@@ -191,14 +225,17 @@ def test_unfinished_build_says_that_it_goes_on(tmp_path: Path, plan_of) -> None:
     build_chunks(plan, tmp_path / "out", part=(1, 2))
     said: list[str] = []
     build(plan, Place(tmp_path / "out"), said=said.append)
-    assert said == [f"went on with the unfinished build in {tmp_path / 'out'}: 1 chunks were there already"]
+    assert said == [
+        f"went on with the unfinished build in {tmp_path / 'out'}: 1 chunks were there already"
+    ]
 
 
 def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
     plan = plan_of([entry(number) for number in range(12)])
     build_chunks(plan, tmp_path / "out")
     with pytest.raises(
-        BuildError, match=f"longest_side: None there, 99 now.*Give the same ones.*delete {tmp_path / 'out'} to"
+        BuildError,
+        match=f"longest_side: None there, 99 now.*Give the same ones.*delete {tmp_path / 'out'} to",
     ):
         quietly(plan_of([], finish=Finish(longest_side=99)), tmp_path / "out")
     merge(tmp_path / "out")
@@ -215,10 +252,13 @@ def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
 
 def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path: Path, plan_of) -> None:
     plan = plan_of([*(entry(number) for number in range(30)), *([None] * 5)])
-    with pytest.raises(BuildError, match=r"5 of 35 inputs are rejects; at most 10% .*rejects\.jsonl names each"):
+    with pytest.raises(
+        BuildError, match=r"5 of 35 inputs are rejects; at most 10% .*rejects\.jsonl names each"
+    ):
         quietly(plan, tmp_path / "out")
     with pytest.raises(
-        BuildError, match=r"names each, for example \(does not fit\): .*for other options delete .*out first"
+        BuildError,
+        match=r"names each, for example \(does not fit\): .*for other options delete .*out first",
     ):
         quietly(plan, tmp_path / "out")
     assert not (tmp_path / "out" / "index.json").exists()
@@ -227,8 +267,10 @@ def test_too_many_rejects_are_an_error_that_keeps_the_work(tmp_path: Path, plan_
 
 
 def test_a_wrong_folder_is_noticed_early(tmp_path: Path, plan_of) -> None:
-    plan = plan_of([entry(number, picture=-1) for number in range(3000)])
-    with pytest.raises(BuildError, match=r"1,000 of the first 1,000 inputs are rejects; 1,000: picture missing"):
+    plan = plan_of([entry(number, image=-1) for number in range(3000)])
+    with pytest.raises(
+        BuildError, match=r"1,000 of the first 1,000 inputs are rejects; 1,000: image missing"
+    ):
         quietly(plan, tmp_path / "out")
     with pytest.raises(BuildError, match=r"3,000 of 3,000 inputs are rejects"):
         quietly(plan, tmp_path / "out", max_rejects=1)
@@ -245,30 +287,36 @@ def test_unreadable_input_leaves_nothing(tmp_path: Path, plan_of) -> None:
 
 
 def test_held_out_share_stays_when_data_is_added(tmp_path: Path, plan_of) -> None:
-    held_out = []
+    validation = []
     for count in (40, 80):
         (tmp_path / "entries.json").unlink(missing_ok=True)
-        plan = plan_of([entry(number) for number in range(count)], held_out=0.2)
+        plan = plan_of([entry(number) for number in range(count)], validation=0.2)
         quietly(plan, tmp_path / f"out{count}")
-        held_out.append({sample.id for sample in read_samples(tmp_path / f"out{count}" / "held_out")})
-    assert held_out[0] == held_out[1] & {f"e{number}" for number in range(40)}
+        validation.append(
+            {sample.id for sample in read_samples(tmp_path / f"out{count}" / "validation")}
+        )
+    assert validation[0] == validation[1] & {f"e{number}" for number in range(40)}
 
 
-def test_object_store_receives_the_whole_data_set(tmp_path: Path, plan_of, object_store: ObjectStore) -> None:
-    """An upload that broke off goes on with the split that is missing; another data set is not overwritten."""
-    plan = plan_of([entry(number) for number in range(40)], held_out=8)
+def test_object_store_receives_the_whole_data_set(
+    tmp_path: Path, plan_of, object_store: ObjectStore
+) -> None:
+    """An upload that broke off goes on with the split that is missing; another data set is not
+    overwritten.
+    """
+    plan = plan_of([entry(number) for number in range(40)], validation=8)
     place = Place.of(object_store.address("some/shards/"), str(tmp_path / "work"))
     assert place == Place(tmp_path / "work", object_store.address("some/shards"))
     merged = build(plan, place, said=lambda _: None)
-    upload_folder(place.local / "held_out", f"{place.remote}/held_out")
+    upload_folder(place.local / "validation", f"{place.remote}/validation")
     said: list[str] = []
     upload(place, merged, said.append)
-    assert said == [f"{place.remote}/held_out is there already"]
+    assert said == [f"{place.remote}/validation is there already"]
     local = contents(place.local)
     assert {f"some/shards/{name}" for name in local} == set(object_store.keys())
     assert all(object_store.read(f"some/shards/{name}") == data for name, data in local.items())
     upload(place, merged, said.append)
-    quietly(plan_of([], held_out=7), tmp_path / "other")
+    quietly(plan_of([], validation=7), tmp_path / "other")
     with pytest.raises(ValueError, match=r"has a index\.json already|has an index\.json already"):
         upload(Place(tmp_path / "other", place.remote), merged, said.append)
 
@@ -282,10 +330,12 @@ def test_places_are_checked() -> None:
         Place.of("ftp://bucket/x")
 
 
-@pytest.mark.parametrize("held_out", [float("nan"), float("inf"), 0, 0.0, 1.0, -3, True])
-def test_what_is_neither_a_share_nor_a_number_is_refused_before_the_work(plan_of, held_out: float | int) -> None:
+@pytest.mark.parametrize("validation", [float("nan"), float("inf"), 0, 0.0, 1.0, -3, True])
+def test_what_is_neither_a_share_nor_a_number_is_refused_before_the_work(
+    plan_of, validation: float | int
+) -> None:
     with pytest.raises(ValueError, match="expected a share such as 0.01 or a number such as 2000"):
-        plan_of([], held_out=held_out)
+        plan_of([], validation=validation)
 
 
 def test_labels_that_cannot_be_stored_are_refused_before_the_work() -> None:
@@ -301,7 +351,9 @@ def test_repeats_agree_with_a_plain_search() -> None:
     contents_ = rng.integers(0, 1500, 2002).astype(np.uint64)
     ids = np.array([id_digest(name) for name in names], np.uint64)
     for same_id in ("number", "drop"):
-        found = find_repeats(ids, contents_, lambda positions: (names[place] for place in positions), same_id)
+        found = find_repeats(
+            ids, contents_, lambda positions: (names[place] for place in positions), same_id
+        )
         seen: dict[int, str] = {}
         taken: set[str] = set()
         for place, (name, content) in enumerate(zip(names, contents_.tolist(), strict=True)):

@@ -1,7 +1,9 @@
-"""Ranks and workers killed with SIGKILL at any moment, resumed in another shape: the stream is the uninterrupted one.
+"""Ranks and workers killed with SIGKILL at any moment, resumed in another shape: the stream is the
+uninterrupted one.
 
-The ranks are real processes of a gloo group with DataLoader workers. Each notes the samples and a hash of every pack's
-tensors for each step; rank 0 saves the loader's state after every third step, as a run saves checkpoints.
+The ranks are real processes of a gloo group with DataLoader workers. Each notes the samples and a
+hash of every pack's tensors for each step; rank 0 saves the loader's state after every third step,
+as a run saves checkpoints.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import pytest
 from pargo_ds.batch import Batch
 from pargo_ds.config import BatchSection, DataSection
 from pargo_ds.data.loader import PackLoader
-from pargo_ds.data.shards import read_samples, write_shards
+from pargo_ds.data.shards.mds import read_samples, write_shards
 
 pytestmark = pytest.mark.timeout(600)
 SHAPES = [(1, 0, 1), (2, 2, 1), (4, 1, 2), (1, 3, 1), (2, 1, 2)]
@@ -41,13 +43,20 @@ def hashed(batch: Batch) -> Pack:
     return tuple(batch.sample_ids), body.hexdigest()[:16]
 
 
-def run_rank(options: dict[str, Any], folder: Path, rank: int, shape: tuple[int, int, int], port: int) -> None:
+def run_rank(
+    options: dict[str, Any], folder: Path, rank: int, shape: tuple[int, int, int], port: int
+) -> None:
     """One rank of a training that only reads: from the saved state on, until it is killed."""
     import torch.distributed as dist
 
     ranks, workers, nodes = shape
     os.setsid()  # its workers belong to its group, and are killed with it
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(ranks)}
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(ranks),
+    }
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo")
     loader = PackLoader(**options, rank=rank, world_size=ranks, nodes=nodes, workers=workers)
@@ -68,13 +77,20 @@ def run_rank(options: dict[str, Any], folder: Path, rank: int, shape: tuple[int,
             time.sleep(0.01)
 
 
-def train_and_kill(options: dict[str, Any], folder: Path, shape: tuple[int, int, int], until: int) -> int:
-    """Start all ranks, kill them at once when a step from `until` on is in a log; returns the steps saved then."""
+def train_and_kill(
+    options: dict[str, Any], folder: Path, shape: tuple[int, int, int], until: int
+) -> int:
+    """Start all ranks, kill them at once when a step from `until` on is in a log; returns the steps
+    saved then.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run_rank, args=(options, folder, rank, shape, port)) for rank in range(shape[0])]
+    ranks = [
+        context.Process(target=run_rank, args=(options, folder, rank, shape, port))
+        for rank in range(shape[0])
+    ]
     for process in ranks:
         process.start()
     try:
@@ -88,7 +104,11 @@ def train_and_kill(options: dict[str, Any], folder: Path, shape: tuple[int, int,
             os.killpg(process.pid, signal.SIGKILL)
         for process in ranks:
             process.join()
-    return json.loads((folder / "state.json").read_text())["steps"] if (folder / "state.json").is_file() else 0
+    return (
+        json.loads((folder / "state.json").read_text())["steps"]
+        if (folder / "state.json").is_file()
+        else 0
+    )
 
 
 def logged(folder: Path) -> dict[int, list[list[Pack]]]:
@@ -102,7 +122,9 @@ def logged(folder: Path) -> dict[int, list[list[Pack]]]:
 
 
 def check(folder: Path, expected: list[list[Pack]], ranks: int) -> None:
-    """All packs that were read since the start are those of the uninterrupted stream, and none was read twice."""
+    """All packs that were read since the start are those of the uninterrupted stream, and none was
+    read twice.
+    """
     for step, parts in logged(folder).items():
         packs = sorted(pack for part in parts for pack in part)
         if len(parts) == ranks:
@@ -121,16 +143,18 @@ def options(shard_folder: Path, processor: Any, tmp_path: Path) -> dict[str, Any
     streams = [{"path": str(shard_folder)}, {"path": str(tmp_path / "others"), "repeat": 1.5}]
     return {
         "data": DataSection(train=streams, text="turns", canonical_nodes=2),
-        "batch": BatchSection(tokens_per_pack=150, pictures_per_pack=4, packs_per_step=4),
+        "batch": BatchSection(tokens_per_pack=150, images_per_pack=4, packs_per_step=4),
         "processor": processor,
         "seed": 5,
         "cache_dir": tmp_path / "cache",
     }
 
 
-def kills(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, seed: int) -> None:
-    monkeypatch.setattr("pargo_ds.data.plan.WINDOW_PACKS", 4)
-    monkeypatch.setattr("pargo_ds.data.plan.WINDOW_STEPS", 2)
+def kills(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, seed: int
+) -> None:
+    monkeypatch.setattr("pargo_ds.data.packing.plan.WINDOW_PACKS", 4)
+    monkeypatch.setattr("pargo_ds.data.packing.plan.WINDOW_STEPS", 2)
     monkeypatch.setattr("pargo_ds.data.loader.FIRST_CHUNK", 4)
     print(f"random seed {seed}")
     rng = random.Random(seed)
@@ -142,8 +166,13 @@ def kills(options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         folder = tmp_path / f"kill{kill}"
         folder.mkdir()
         if saved:
-            (folder / "state.json").write_bytes((tmp_path / f"kill{kill - 1}" / "state.json").read_bytes())
-        first, saved = saved, train_and_kill(options, folder, shape, until=saved + rng.randrange(4, 14))
+            (folder / "state.json").write_bytes(
+                (tmp_path / f"kill{kill - 1}" / "state.json").read_bytes()
+            )
+        first, saved = (
+            saved,
+            train_and_kill(options, folder, shape, until=saved + rng.randrange(4, 14)),
+        )
         assert min(logged(folder)) == first
         check(folder, expected, shape[0])
         shape = rng.choice([other for other in SHAPES if other != shape])

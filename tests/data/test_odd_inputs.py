@@ -12,14 +12,15 @@ import pytest
 from PIL import Image
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Llava, Outcome, SourceError, Table, outcomes
+from pargo_ds.data.sources import Finish, Llava, Outcome, Table, outcomes
+from pargo_ds.errors import SourceError
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
         (folder / f"{number}.png").write_bytes(draw(COLOURS[number], number))
@@ -32,7 +33,11 @@ def told(source: Llava | Table) -> list[str]:
 
 
 def found(source: Llava | Table) -> list[Outcome]:
-    return [outcome for chunk in source.chunks() for outcome in outcomes(source, chunk.payload, Finish())]
+    return [
+        outcome
+        for chunk in source.chunks()
+        for outcome in outcomes(source, chunk.payload, Finish())
+    ]
 
 
 @pytest.mark.parametrize(
@@ -41,28 +46,61 @@ def found(source: Llava | Table) -> list[Outcome]:
         ({"image": float("nan"), "conversations": TALK}, ""),  # json.dumps of a pandas row
         ({"image": "0.png", "conversations": json.dumps(TALK)}, ""),  # JSON in JSON
         ({"image": "0.png", "conversations": "[{"}, "not JSON"),
-        ({"image": {"bytes": base64.b64encode(draw("red", 0)).decode()}, "conversations": TALK}, ""),
-        ({"image": "data:image/png;base64," + base64.b64encode(draw("red", 0)).decode(), "conversations": TALK}, ""),
-        ({"image": "data:image/png;base64,!!", "conversations": TALK}, "picture broken"),
+        (
+            {"image": {"bytes": base64.b64encode(draw("red", 0)).decode()}, "conversations": TALK},
+            "",
+        ),
+        (
+            {
+                "image": "data:image/png;base64," + base64.b64encode(draw("red", 0)).decode(),
+                "conversations": TALK,
+            },
+            "",
+        ),
+        ({"image": "data:image/png;base64,!!", "conversations": TALK}, "image broken"),
         ({"image": " 0.png ", "conversations": TALK}, ""),
-        ({"image": [["0.png"]], "conversations": TALK}, "picture missing"),
-        ({"image": "0.png", "conversations": [{**TALK[0], "role": "user"}, {**TALK[1], "role": "assistant"}]}, ""),
-        ({"image": "0.png", "conversations": [{**TALK[0], "role": "assistant"}, TALK[1]]}, "two values"),
+        ({"image": [["0.png"]], "conversations": TALK}, "image missing"),
+        (
+            {
+                "image": "0.png",
+                "conversations": [{**TALK[0], "role": "user"}, {**TALK[1], "role": "assistant"}],
+            },
+            "",
+        ),
+        (
+            {"image": "0.png", "conversations": [{**TALK[0], "role": "assistant"}, TALK[1]]},
+            "two values",
+        ),
         ({"image": "0.png", "conversations": [TALK[0], {"from": "gpt", "value": 7}]}, "text empty"),
-        ({"image": "0.png", "conversations": [*TALK, {"from": "system", "value": "Be."}, *TALK]}, "does not fit"),
+        (
+            {"image": "0.png", "conversations": [*TALK, {"from": "system", "value": "Be."}, *TALK]},
+            "does not fit",
+        ),
         ({"image": "0.png", "conversations": [TALK[0], *TALK]}, "does not fit"),
         ({"image": "0.png", "conversations": [TALK[0], None]}, "does not fit"),
         ({"image": "0.png", "images": ["0.png"], "conversations": TALK}, ""),
         ({"image": "0.png", "conversations": {"0": TALK[0]}}, "text empty"),
-        ({"image": "0.PNG", "conversations": TALK}, "picture missing"),
+        ({"image": "0.PNG", "conversations": TALK}, "image missing"),
         ({"IMAGE": "0.png", "conversations": TALK}, ""),
-        ({"image": "0.png", "conversations": [TALK[0], {"from": "gpt", "value": "\ufeff\u200b \0"}]}, "text empty"),
-        ({"image": "0.png", "conversations": [TALK[0], {"from": "gpt", "value": "\u200b\u2764\ufe0f"}]}, ""),
+        (
+            {
+                "image": "0.png",
+                "conversations": [TALK[0], {"from": "gpt", "value": "\ufeff\u200b \0"}],
+            },
+            "text empty",
+        ),
+        (
+            {
+                "image": "0.png",
+                "conversations": [TALK[0], {"from": "gpt", "value": "\u200b\u2764\ufe0f"}],
+            },
+            "",
+        ),
     ],
 )
-def test_odd_entries(tmp_path: Path, pictures: Path, entry: dict[str, Any], kind: str) -> None:
+def test_odd_entries(tmp_path: Path, images: Path, entry: dict[str, Any], kind: str) -> None:
     (tmp_path / "a.json").write_text(json.dumps([entry]))
-    (outcome,) = found(Llava(files=(str(tmp_path / "a.json"),), pictures=str(pictures)))
+    (outcome,) = found(Llava(files=(str(tmp_path / "a.json"),), image_folder=str(images)))
     assert outcome.kind == kind, outcome.reason
 
 
@@ -70,10 +108,16 @@ def test_odd_entries(tmp_path: Path, pictures: Path, entry: dict[str, Any], kind
     ("data", "kinds"),
     [
         (b'{"conversations": %s}\r\n{"conversations": %s}\r\n', ["", ""]),  # Windows line ends
-        (b'{"conversations": %s},\n{"conversations": %s},\n', ["not JSON"] * 2),  # an array without its brackets
+        (
+            b'{"conversations": %s},\n{"conversations": %s},\n',
+            ["not JSON"] * 2,
+        ),  # an array without its brackets
         (b'{"conversations": %s}{"conversations": %s}\n', ["not JSON"]),  # two objects on a line
         (b'{"conversations": %s}\n{"conversations": %s', ["", "not JSON"]),  # cut
-        (b'{"conversations": %s}\x1e\n{"conversations": %s}\n', ["not JSON", ""]),  # record separators
+        (
+            b'{"conversations": %s}\x1e\n{"conversations": %s}\n',
+            ["not JSON", ""],
+        ),  # record separators
     ],
 )
 def test_odd_lines(tmp_path: Path, data: bytes, kinds: list[str]) -> None:
@@ -91,37 +135,65 @@ def test_odd_lines(tmp_path: Path, data: bytes, kinds: list[str]) -> None:
         (b'"file,text\n0.png,One.\n', "line 1: the row cannot be read"),
     ],
 )
-def test_odd_tables_are_one_error(tmp_path: Path, pictures: Path, data: bytes, said: str) -> None:
+def test_odd_tables_are_one_error(tmp_path: Path, images: Path, data: bytes, said: str) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(SourceError, match=said):
         told(
-            Table(files=(str(tmp_path / "t.csv"),), pictures=str(pictures), image_column="file", caption_column="text")
+            Table(
+                files=(str(tmp_path / "t.csv"),),
+                image_folder=str(images),
+                image_column="file",
+                caption_column="text",
+            )
         )
 
 
-def test_odd_rows(tmp_path: Path, pictures: Path) -> None:
-    rows = ["file,text", "0.png, spaced ", " 1.png,One.", "2.png,a\0b", '3.png,"two\r\nlines"', "3.png,x,", ",,"]
+def test_odd_rows(tmp_path: Path, images: Path) -> None:
+    rows = [
+        "file,text",
+        "0.png, spaced ",
+        " 1.png,One.",
+        "2.png,a\0b",
+        '3.png,"two\r\nlines"',
+        "3.png,x,",
+        ",,",
+    ]
     (tmp_path / "t.csv").write_bytes("\r\n".join(rows).encode())
-    source = Table(files=(str(tmp_path / "t.csv"),), pictures=str(pictures), image_column="file", caption_column="text")
+    source = Table(
+        files=(str(tmp_path / "t.csv"),),
+        image_folder=str(images),
+        image_column="file",
+        caption_column="text",
+    )
     assert told(source) == ["", "", "", "", "does not fit", "does not fit"]
 
 
-def test_odd_picture_files(tmp_path: Path, pictures: Path) -> None:
+def test_odd_image_files(tmp_path: Path, images: Path) -> None:
     """What telephones, scanners and web servers leave behind."""
-    for name, kind in (("telephone.jpg", "MPO"), ("moving.gif", "GIF"), ("moving.webp", "WEBP"), ("pages.tif", "TIFF")):
+    for name, kind in (
+        ("telephone.jpg", "MPO"),
+        ("moving.gif", "GIF"),
+        ("moving.webp", "WEBP"),
+        ("pages.tif", "TIFF"),
+    ):
         first, second = (Image.new("RGB", (40, 20), colour) for colour in ("red", "blue"))
-        first.save(pictures / name, kind, save_all=True, append_images=[second])
-    Image.new("RGB", (1, 3000), "red").save(pictures / "line.png")
-    (pictures / "error.jpg").write_text("<html>404</html>")
-    (pictures / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    names = sorted(path.name for path in pictures.iterdir() if not path.stem.isdigit())
+        first.save(images / name, kind, save_all=True, append_images=[second])
+    Image.new("RGB", (1, 3000), "red").save(images / "line.png")
+    (images / "error.jpg").write_text("<html>404</html>")
+    (images / "drawing.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    names = sorted(path.name for path in images.iterdir() if not path.stem.isdigit())
     entries = [{"id": name, "image": name, "conversations": TALK} for name in names]
     (tmp_path / "a.json").write_text(json.dumps(entries))
-    source = Llava(files=(str(tmp_path / "a.json"),), pictures=str(pictures))
+    source = Llava(files=(str(tmp_path / "a.json"),), image_folder=str(images))
     for finish in (Finish(), Finish(longest_side=16)):
-        results = {o.id: o for chunk in source.chunks() for o in outcomes(source, chunk.payload, finish)}
-        assert {name for name, outcome in results.items() if outcome.kind} == {"error.jpg", "drawing.png"}
-        assert {results[name].kind for name in ("error.jpg", "drawing.png")} == {"picture broken"}
+        results = {
+            o.id: o for chunk in source.chunks() for o in outcomes(source, chunk.payload, finish)
+        }
+        assert {name for name, outcome in results.items() if outcome.kind} == {
+            "error.jpg",
+            "drawing.png",
+        }
+        assert {results[name].kind for name in ("error.jpg", "drawing.png")} == {"image broken"}
         for name in set(names) - {"error.jpg", "drawing.png"}:
             shown = Image.open(io.BytesIO(results[name].sample.images[0])).convert("RGB")
             assert shown.getpixel((0, 0))[0] > 200, "the first frame"

@@ -1,4 +1,6 @@
-"""Shard folders: whole or absent, the same bytes for the same samples, and clear words for what is not one."""
+"""Shard folders: whole or absent, the same bytes for the same samples, and clear words for what is
+not one.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from pargo_ds.data.schema import Sample, SampleError
-from pargo_ds.data.shards import (
+from pargo_ds.data.shards.mds import (
     SCHEMA_VERSION,
     open_shards,
     read_index,
     read_sample,
     read_samples,
-    whole_folder,
     write_shards,
 )
+from pargo_ds.data.shards.schema import Sample
+from pargo_ds.errors import SampleError
+from pargo_ds.files.whole_folder import whole_folder
 
 
 def make_samples(count: int) -> list[Sample]:
     return [
-        Sample(id=f"s{number}", images=[bytes([number]) * 500], captions={"coarse": f"Number {number}."})
+        Sample(
+            id=f"s{number}",
+            images=[bytes([number]) * 500],
+            captions={"coarse": f"Number {number}."},
+        )
         for number in range(count)
     ]
 
@@ -65,7 +72,9 @@ def test_schema_version_is_stored_and_another_one_refused(tmp_path: Path) -> Non
     assert len(list(read_samples(tmp_path / "out"))) == 3, "shards of before the version are read"
     for version in (SCHEMA_VERSION + 1, "x", None):
         path.write_text(json.dumps({**index, "pargo_ds": {"schema_version": version}}))
-        with pytest.raises(ValueError, match=rf"schema version {version!r}; this program reads {SCHEMA_VERSION}"):
+        with pytest.raises(
+            ValueError, match=rf"schema version {version!r}; this program reads {SCHEMA_VERSION}"
+        ):
             read_index(tmp_path / "out")
     path.write_text(json.dumps({**index, "pargo_ds": "x"}))
     with pytest.raises(ValueError, match="is not an MDS index"):
@@ -76,13 +85,15 @@ def test_streaming_reads_what_was_written(tmp_path: Path) -> None:
     from streaming import StreamingDataset
 
     write_shards(make_samples(6), tmp_path / "out")
-    dataset = StreamingDataset(local=str(tmp_path / "out"), shuffle=False, batch_size=1, validate_hash="xxh64")
+    dataset = StreamingDataset(
+        local=str(tmp_path / "out"), shuffle=False, batch_size=1, validate_hash="xxh64"
+    )
     assert [Sample.from_mds(dataset[number]) for number in range(6)] == make_samples(6)
 
 
 def test_malformed_sample_leaves_nothing_behind(tmp_path: Path) -> None:
     bad = Sample(id="broken", images=[b""])
-    with pytest.raises(SampleError, match="sample 'broken': picture 0 is empty"):
+    with pytest.raises(SampleError, match="sample 'broken': image 0 is empty"):
         write_shards([*make_samples(3), bad], tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -112,7 +123,8 @@ def test_existing_folder_needs_force(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "reason"), [([], "no samples"), (make_samples(2) + make_samples(1), "sample 's0' comes twice")]
+    ("samples", "reason"),
+    [([], "no samples"), (make_samples(2) + make_samples(1), "sample 's0' comes twice")],
 )
 def test_useless_sets_are_refused(tmp_path: Path, samples: list[Sample], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

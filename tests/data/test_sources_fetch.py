@@ -1,4 +1,6 @@
-"""Downloads stay within their limits, and private addresses are out of reach unless they are permitted."""
+"""Downloads stay within their limits, and private addresses are out of reach unless they are
+permitted.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tiny import draw
 from pargo_ds.data.sources import Finish, Reject, Table, outcomes
 from pargo_ds.data.sources.fetch import FetchLimits, fetch
 
-PICTURE = draw("red", 4)
+IMAGE = draw("red", 4)
 LIMITS = FetchLimits(max_bytes=100_000, seconds=1.5, redirects=2, allow_private=True, threads=4)
 
 
@@ -26,7 +28,9 @@ class Answers(BaseHTTPRequestHandler):
         name, _, rest = self.path.partition("?")[0].strip("/").partition("/")
         getattr(self, f"answer_{name}", self.answer_none)(rest)
 
-    def give(self, status: int = 200, body: bytes = PICTURE, length: int | None = None, **headers: str) -> None:
+    def give(
+        self, status: int = 200, body: bytes = IMAGE, length: int | None = None, **headers: str
+    ) -> None:
         self.send_response(status)
         for header, value in {"Content_Type": "image/png", **headers}.items():
             self.send_header(header.replace("_", "-"), value)
@@ -56,13 +60,13 @@ class Answers(BaseHTTPRequestHandler):
             self.wfile.write(b"x" * 10_000)
 
     def answer_cut(self, rest: str) -> None:
-        self.give(length=len(PICTURE) + 10)
+        self.give(length=len(IMAGE) + 10)
 
     def answer_slow(self, rest: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "image/png")
         self.end_headers()
-        for byte in PICTURE:
+        for byte in IMAGE:
             self.wfile.write(bytes([byte]))
             self.wfile.flush()
             time.sleep(0.1)
@@ -78,7 +82,9 @@ class Answers(BaseHTTPRequestHandler):
 
     def answer_away(self, rest: str) -> None:
         self.send_response(301)
-        self.send_header("Location", {"file": "file:///etc/passwd", "metadata": "http://169.254.1.1/x"}[rest])
+        self.send_header(
+            "Location", {"file": "file:///etc/passwd", "metadata": "http://169.254.1.1/x"}[rest]
+        )
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -98,17 +104,17 @@ def server() -> Iterator[str]:
     httpd.shutdown()
 
 
-def test_pictures_come_whole_also_after_redirects(server: str) -> None:
-    assert fetch(f"{server}/good", LIMITS) == PICTURE
-    assert fetch(f" {server}/hop/2 ", LIMITS) == PICTURE
-    assert fetch(f"{server}/good?a=b c&d=ä", LIMITS) == PICTURE
+def test_images_come_whole_also_after_redirects(server: str) -> None:
+    assert fetch(f"{server}/good", LIMITS) == IMAGE
+    assert fetch(f" {server}/hop/2 ", LIMITS) == IMAGE
+    assert fetch(f"{server}/good?a=b c&d=ä", LIMITS) == IMAGE
 
 
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
         ("none", "404"),
-        ("page", "text/html; expected a picture"),
+        ("page", "text/html; expected an image"),
         ("forbidden", "forbids it"),
         ("large", "200,000 bytes; at most 100,000"),
         ("endless", "more than 100,000 bytes"),
@@ -141,12 +147,16 @@ def test_private_addresses_need_permission(url: str) -> None:
         fetch(url, FetchLimits(seconds=2))
 
 
-def test_redirect_to_a_private_address_is_refused(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redirect_to_a_private_address_is_refused(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first address is permitted by hand; the check of the second is the real one."""
     from pargo_ds.data.sources import fetch as module
 
     real = module._address
-    monkeypatch.setattr(module, "_address", lambda host, *rest: host if host == "127.0.0.1" else real(host, *rest))
+    monkeypatch.setattr(
+        module, "_address", lambda host, *rest: host if host == "127.0.0.1" else real(host, *rest)
+    )
     with pytest.raises(Reject, match=r"private address 169\.254\.1\.1"):
         fetch(f"{server}/away/metadata", FetchLimits(seconds=2))
 
@@ -166,10 +176,18 @@ def test_other_addresses_are_rejects(url: object) -> None:
 
 def test_table_of_urls_keeps_its_order(server: str, tmp_path: Path) -> None:
     paths = ["good", "none", "hop/1", "large"] * 10
-    (tmp_path / "t.tsv").write_text("".join(f"Caption {n}\t{server}/{path}\n" for n, path in enumerate(paths)))
+    (tmp_path / "t.tsv").write_text(
+        "".join(f"Caption {n}\t{server}/{path}\n" for n, path in enumerate(paths))
+    )
     source = Table(files=(str(tmp_path / "t.tsv"),), columns=("text", "url"), image_column="url", images_are="url",
                    caption_column="text", download=LIMITS)  # fmt: skip
-    found = [outcome for chunk in source.chunks() for outcome in outcomes(source, chunk.payload, Finish())]
+    found = [
+        outcome
+        for chunk in source.chunks()
+        for outcome in outcomes(source, chunk.payload, Finish())
+    ]
     assert [outcome.where["row"] for outcome in found] == list(range(1, 41))
     assert [outcome.kind for outcome in found] == ["", "not fetched", "", "not fetched"] * 10
-    assert [outcome.sample.captions["coarse"] for outcome in found[::2]] == [f"Caption {n}" for n in range(0, 40, 2)]
+    assert [outcome.sample.captions["coarse"] for outcome in found[::2]] == [
+        f"Caption {n}" for n in range(0, 40, 2)
+    ]

@@ -1,4 +1,6 @@
-"""Mixtures of other projects: InternVL's meta JSON and LLaVA-NeXT's YAML, each data set with its folder and share."""
+"""Mixtures of other projects: InternVL's meta JSON and LLaVA-NeXT's YAML, each data set with its
+folder and share.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pargo_ds.data.sources import SourceError
 from pargo_ds.data.sources.recipes import Ingredient, read_recipe
+from pargo_ds.errors import SourceError
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_internvls_meta_gives_folders_and_repeats() -> None:
     meta = {
-        "vqa v2": {"root": "coco/", "annotation": "a.jsonl", "data_augment": False, "repeat_time": 2, "length": 7},
+        "vqa v2": {
+            "root": "coco/",
+            "annotation": "a.jsonl",
+            "data_augment": False,
+            "repeat_time": 2,
+            "length": 7,
+        },
         "text": {"annotation": "b.json", "repeat_time": 0.5},
         "abs": {"root": "/data/x", "annotation": "b.json"},
     }
@@ -31,7 +39,7 @@ def test_internvls_meta_gives_folders_and_repeats() -> None:
         Ingredient("text", "b.json", "images", 0.5),
         Ingredient("abs", "b.json", "/data/x", 1.0),
     ]
-    assert read_recipe("meta.json", None)[0].pictures == "coco"
+    assert read_recipe("meta.json", None)[0].image_folder == "coco"
 
 
 def test_llava_nexts_yaml_gives_files_and_shares() -> None:
@@ -47,15 +55,36 @@ def test_llava_nexts_yaml_gives_files_and_shares() -> None:
     ("text", "said"),
     [
         ('{"a": {"annotation": "a.jsonl"}, "a": {"annotation": "b.json"}}', "lists a twice"),
-        ('{"a b": {"annotation": "a.jsonl"}, "a_b": {"annotation": "b.json"}}', "two data sets are named a_b"),
+        (
+            '{"a b": {"annotation": "a.jsonl"}, "a_b": {"annotation": "b.json"}}',
+            "two data sets are named a_b",
+        ),
         ('{"a": {"annotation": "none.json"}}', "its annotation none.json is not a file"),
-        ('{"a": {"annotation": "a.jsonl", "repeat_time": 0}}', "repeat_time 0; expected a number above 0"),
+        (
+            '{"a": {"annotation": "a.jsonl", "repeat_time": 0}}',
+            "repeat_time 0; expected a number above 0",
+        ),
         ('{"a": {"annotation": "a.jsonl", "root": 7}}', "root 7; expected a folder"),
-        ('{"datasets": [{"json_path": "a.jsonl", "sampling_strategy": "first:100"}]}', "sampling_strategy first:100"),
-        ('{"a": {"annotation": "a.jsonl", "annotation": "b.json"}}', "it has the key annotation twice"),
-        ('{"datasets": [{"json_path": "a.jsonl", "json_path": "b.json"}]}', "it has the key json_path twice"),
-        ('{"a": {"annotation": "a.jsonl", "repeat": 2}}', "a has the keys repeat, which are not read"),
-        ('{"datasets": [{"json_path": "a.jsonl", "sampling_stategy": "all"}]}', "keys sampling_stategy, which are not"),
+        (
+            '{"datasets": [{"json_path": "a.jsonl", "sampling_strategy": "first:100"}]}',
+            "sampling_strategy first:100",
+        ),
+        (
+            '{"a": {"annotation": "a.jsonl", "annotation": "b.json"}}',
+            "it has the key annotation twice",
+        ),
+        (
+            '{"datasets": [{"json_path": "a.jsonl", "json_path": "b.json"}]}',
+            "it has the key json_path twice",
+        ),
+        (
+            '{"a": {"annotation": "a.jsonl", "repeat": 2}}',
+            "a has the keys repeat, which are not read",
+        ),
+        (
+            '{"datasets": [{"json_path": "a.jsonl", "sampling_stategy": "all"}]}',
+            "keys sampling_stategy, which are not",
+        ),
         ('{"datasets": ["a.jsonl"]}', "data set 1 is a.jsonl"),
         ("[]", "no list of data sets"),
     ],

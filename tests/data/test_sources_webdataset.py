@@ -1,4 +1,6 @@
-"""Tars: grouped as WebDataset groups them, read as a stream; nothing leaves the tar, nothing is lost without a word."""
+"""Tars: grouped as WebDataset groups them, read as a stream; nothing leaves the tar, nothing is
+lost without a word.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,9 @@ from pathlib import Path
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Outcome, SourceError, WebDataset, outcomes
+from pargo_ds.data.sources import Finish, Outcome, WebDataset, outcomes
 from pargo_ds.data.sources.webdataset import tar_files
+from pargo_ds.errors import SourceError
 
 
 def member(
@@ -43,14 +46,21 @@ def pair(number: int, text: str | None = None) -> list[tuple[tarfile.TarInfo, by
 
 def read(*names: Path | str, **options) -> list[Outcome]:
     source = WebDataset(files=tar_files([str(name) for name in names]), **options)
-    return [outcome for chunk in source.chunks() for outcome in outcomes(source, chunk.payload, Finish())]
+    return [
+        outcome
+        for chunk in source.chunks()
+        for outcome in outcomes(source, chunk.payload, Finish())
+    ]
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 @pytest.mark.parametrize("kind", ["coarse", "detailed"])
 def test_text_bytes_and_order_come_back(tmp_path: Path, ending: str, kind: str) -> None:
     for part in (1, 0):
-        write(tmp_path / f"part{part}.{ending}", [m for number in range(5) for m in pair(5 * part + number)])
+        write(
+            tmp_path / f"part{part}.{ending}",
+            [m for number in range(5) for m in pair(5 * part + number)],
+        )
     found = read(tmp_path, caption_as=kind)
     assert [outcome.id for outcome in found] == [f"{number:05}" for number in range(10)]
     for number, outcome in enumerate(found):
@@ -67,7 +77,10 @@ def test_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path) -> None:
         member("a.b/", kind=tarfile.DIRTYPE),
         member("a.b/01.left.png", red),
         member("a.b/01.RIGHT.PNG", blue),
-        member("a.b/01.json", json.dumps({"caption": "Two.", "detailed": "Two squares.", "width": 64}).encode()),
+        member(
+            "a.b/01.json",
+            json.dumps({"caption": "Two.", "detailed": "Two squares.", "width": 64}).encode(),
+        ),
         member("a.b/01.cls", b"7"),
         member("a.b/02.jpg", red),
         member("a.b/02.caption", b"One."),
@@ -81,7 +94,9 @@ def test_key_ends_at_the_first_dot_of_the_file_name(tmp_path: Path) -> None:
 def test_json_may_hold_a_conversation_and_an_id(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
     fields = json.dumps({"id": 17, "conversations": talk}).encode()
-    (found,) = read(write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", fields)]))
+    (found,) = read(
+        write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", fields)])
+    )
     assert found.id == "17"
     assert [turn["content"] for turn in found.sample.turns] == ["<image>\nWhat?", "Red."]
 
@@ -97,13 +112,13 @@ def test_json_may_hold_a_conversation_and_an_id(tmp_path: Path) -> None:
         (member("a/../../b.png", b"x"), "path leaves its folder"),
         (member("noending", b"x"), "tar member refused"),
         (member("__meta__.json", b"{}"), "tar member refused"),
-        (member("b.png", b"no picture"), "picture broken"),
-        (member("b.txt", b"only text"), "picture missing"),
+        (member("b.png", b"no image"), "image broken"),
+        (member("b.txt", b"only text"), "image missing"),
         (member("b.json", b"{"), "not JSON"),
         (member("b.json", b"[1]"), "does not fit"),
-        (member("b.json", b'{"caption": ["x"]}'), "picture missing"),
+        (member("b.json", b'{"caption": ["x"]}'), "image missing"),
         (member("b.txt", b"\xff\xfe"), "not UTF-8"),
-        (member("b.cls", b"7"), "picture missing"),
+        (member("b.cls", b"7"), "image missing"),
     ],
 )
 def test_unusable_member_is_a_reject_and_the_rest_is_read(tmp_path: Path, bad, kind: str) -> None:
@@ -117,27 +132,47 @@ def test_unusable_member_is_a_reject_and_the_rest_is_read(tmp_path: Path, bad, k
 
 def test_hidden_members_are_nobodys_data(tmp_path: Path) -> None:
     red, text = pair(0)
-    hidden = [member(name, b"\0\5\x16\7") for name in ("d/._00000.png", "d/.DS_Store", "._00000.txt", "d/.x/.y.json")]
+    hidden = [
+        member(name, b"\0\5\x16\7")
+        for name in ("d/._00000.png", "d/.DS_Store", "._00000.txt", "d/.x/.y.json")
+    ]
     for name in ("d/00000", "./d/00000", "00000"):
-        renamed = [member(f"{name}.png", red[1]), hidden[1], hidden[0], member(f"{name}.txt", text[1])]
+        renamed = [
+            member(f"{name}.png", red[1]),
+            hidden[1],
+            hidden[0],
+            member(f"{name}.txt", text[1]),
+        ]
         (found,) = read(write(tmp_path / "t.tar", [hidden[2], *renamed, hidden[3]]))
-        assert (found.sample.images, found.sample.captions) == ([red[1]], {"coarse": "Number 0, größer."})
+        assert (found.sample.images, found.sample.captions) == (
+            [red[1]],
+            {"coarse": "Number 0, größer."},
+        )
 
 
-def test_a_mask_is_no_picture_unless_it_is_asked_for(tmp_path: Path) -> None:
-    picture, mask = draw("red", 0), draw("blue", 1)
-    members = [member("1.mask.png", mask), member("1.png", picture), member("1.txt", b"A."), member("1.cls", b"7")]
+def test_a_mask_is_no_image_unless_it_is_asked_for(tmp_path: Path) -> None:
+    image, mask = draw("red", 0), draw("blue", 1)
+    members = [
+        member("1.mask.png", mask),
+        member("1.png", image),
+        member("1.txt", b"A."),
+        member("1.cls", b"7"),
+    ]
     write(tmp_path / "t.tar", members)
     (found,) = read(tmp_path / "t.tar")
-    assert found.sample.images == [picture]
-    assert found.sample.meta == {"changed": ["members not read: .cls", "members not read: .mask.png"]}
+    assert found.sample.images == [image]
+    assert found.sample.meta == {
+        "changed": ["members not read: .cls", "members not read: .mask.png"]
+    }
     (found,) = read(tmp_path / "t.tar", image_parts=("mask",))
-    assert found.sample.images == [mask, picture]
+    assert found.sample.images == [mask, image]
     (found,) = read(write(tmp_path / "t.tar", [members[0], members[2]]))
-    assert (found.kind, "--image-parts mask reads these" in found.reason) == ("picture missing", True)
+    assert (found.kind, "--image-parts mask reads these" in found.reason) == ("image missing", True)
 
 
-@pytest.mark.parametrize("names", [("cat.txt", "cat.1.txt"), ("cat.txt", "cat.caption"), ("cat.en.txt",)])
+@pytest.mark.parametrize(
+    "names", [("cat.txt", "cat.1.txt"), ("cat.txt", "cat.caption"), ("cat.en.txt",)]
+)
 def test_a_second_text_is_not_lost_without_a_reject(tmp_path: Path, names: tuple[str, ...]) -> None:
     members = [member("cat.png", draw("red", 0)), *(member(name, name.encode()) for name in names)]
     (found,) = read(write(tmp_path / "t.tar", members))
@@ -150,9 +185,14 @@ def test_a_json_member_may_hold_any_conversation_that_json_files_may(tmp_path: P
     for fields, kind in (({"messages": messages}, ""), ({"messages": messages, "audio": "a.wav"}, "audio"),
                          ({"texts": [{"user": "What?", "assistant": "Red."}]}, "")):  # fmt: skip
         data = json.dumps(fields).encode()
-        (found,) = read(write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", data)]))
+        (found,) = read(
+            write(tmp_path / "t.tar", [member("x.png", draw("red", 0)), member("x.json", data)])
+        )
         assert found.kind == kind
-        assert kind or [turn["content"] for turn in found.sample.turns] == ["<image>\nWhat?", "Red."]
+        assert kind or [turn["content"] for turn in found.sample.turns] == [
+            "<image>\nWhat?",
+            "Red.",
+        ]
 
 
 def test_two_members_of_one_name_are_a_reject(tmp_path: Path) -> None:
@@ -194,11 +234,17 @@ def test_a_tar_behind_another_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress])
-def test_a_tar_that_was_packed_in_parts_is_read_whole(tmp_path: Path, packed: Callable[[bytes], bytes]) -> None:
+def test_a_tar_that_was_packed_in_parts_is_read_whole(
+    tmp_path: Path, packed: Callable[[bytes], bytes]
+) -> None:
     whole = write(tmp_path / "t.tar", [m for number in range(6) for m in pair(number)]).read_bytes()
-    (tmp_path / "t.tar.x").write_bytes(b"".join(packed(whole[at : at + 3000]) for at in range(0, len(whole), 3000)))
+    (tmp_path / "t.tar.x").write_bytes(
+        b"".join(packed(whole[at : at + 3000]) for at in range(0, len(whole), 3000))
+    )
     found = read(tmp_path / "t.tar.x")
-    assert [outcome.id for outcome in found if outcome.sample] == [f"{number:05}" for number in range(6)]
+    assert [outcome.id for outcome in found if outcome.sample] == [
+        f"{number:05}" for number in range(6)
+    ]
     assert len(found) == 6
 
 

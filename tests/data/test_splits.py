@@ -1,4 +1,6 @@
-"""Held-out data: no picture on both sides, whatever the ids, and a share that stays when data is added."""
+"""Held-out data: no image on both sides, whatever the ids, and a share that stays when data is
+added.
+"""
 
 from __future__ import annotations
 
@@ -10,74 +12,89 @@ import numpy as np
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.build_plan import BuildError, Plan
-from pargo_ds.data.delivery import Place, build
-from pargo_ds.data.shards import read_samples
+from pargo_ds.data.building.delivery import Place, build
+from pargo_ds.data.building.plan import Plan
+from pargo_ds.data.building.splits import groups_of, in_share, validation_samples
+from pargo_ds.data.shards.mds import read_samples
 from pargo_ds.data.sources import Coco, Llava
-from pargo_ds.data.splits import groups_of, held_out_samples, in_share
+from pargo_ds.errors import BuildError
 
-PICTURES = 24
+IMAGES = 24
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Each picture under two names: its bytes are what counts."""
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(PICTURES):
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each image under two names: its bytes are what counts."""
+    folder = tmp_path_factory.mktemp("images")
+    for number in range(IMAGES):
         for name in (f"{number}.png", f"copy-{number}.png"):
             (folder / name).write_bytes(draw(COLOURS[number % 6], number % 9, 32 + number))
     return folder
 
 
 def talk(number: int) -> list[dict[str, str]]:
-    return [{"from": "human", "value": f"What is {number}?"}, {"from": "gpt", "value": f"It is {number}."}]
+    return [
+        {"from": "human", "value": f"What is {number}?"},
+        {"from": "gpt", "value": f"It is {number}."},
+    ]
 
 
-def sides(source: Coco | Llava, held_out: float | int, out: Path) -> dict[str, list]:
-    build(Plan(source=source, held_out=held_out), Place(out), said=lambda _: None)
-    return {split: list(read_samples(out / split)) for split in ("train", "held_out")}
+def sides(source: Coco | Llava, validation: float | int, out: Path) -> dict[str, list]:
+    build(Plan(source=source, validation=validation), Place(out), said=lambda _: None)
+    return {split: list(read_samples(out / split)) for split in ("train", "validation")}
 
 
 def shown(samples: list) -> set[bytes]:
     return {image for sample in samples for image in sample.images}
 
 
-@pytest.mark.parametrize("held_out", [0.25, 20])
-@pytest.mark.parametrize("kind", ["questions", "captions", "copies", "several pictures"])
-def test_no_picture_is_on_both_sides(tmp_path: Path, pictures: Path, kind: str, held_out: float | int) -> None:
+@pytest.mark.parametrize("validation", [0.25, 20])
+@pytest.mark.parametrize("kind", ["questions", "captions", "copies", "several images"])
+def test_no_image_is_on_both_sides(
+    tmp_path: Path, images: Path, kind: str, validation: float | int
+) -> None:
     path = tmp_path / "in.json"
     if kind == "captions":
-        images = [{"id": number, "file_name": f"{number}.png"} for number in range(PICTURES)]
-        annotations = [{"image_id": n % PICTURES, "caption": f"Caption {n}."} for n in range(5 * PICTURES)]
-        path.write_text(json.dumps({"images": images, "annotations": annotations}))
-        found = sides(Coco(files=(str(path),), pictures=str(pictures), captions="all", chunk_inputs=17), held_out,
+        listed = [{"id": number, "file_name": f"{number}.png"} for number in range(IMAGES)]
+        annotations = [
+            {"image_id": n % IMAGES, "caption": f"Caption {n}."} for n in range(5 * IMAGES)
+        ]
+        path.write_text(json.dumps({"images": listed, "annotations": annotations}))
+        found = sides(Coco(files=(str(path),), image_folder=str(images), captions="all", chunk_inputs=17), validation,
                       tmp_path / "out")  # fmt: skip
     else:
         entries = []
-        for number in range(4 * PICTURES):
-            first = number % PICTURES
-            image: object = f"{'copy-' if kind == 'copies' and number % 2 else ''}{first}.png"
-            if kind == "several pictures" and number % 4 == 0:
-                image = [image, f"{(first // 4 * 4 + number // PICTURES) % PICTURES}.png"]
-            entries.append({"id": f"q{number}", "image": image, "conversations": talk(number)})
+        for number in range(4 * IMAGES):
+            first = number % IMAGES
+            named: object = f"{'copy-' if kind == 'copies' and number % 2 else ''}{first}.png"
+            if kind == "several images" and number % 4 == 0:
+                named = [named, f"{(first // 4 * 4 + number // IMAGES) % IMAGES}.png"]
+            entries.append({"id": f"q{number}", "image": named, "conversations": talk(number)})
         path.write_text(json.dumps(entries))
-        found = sides(Llava(files=(str(path),), pictures=str(pictures), chunk_inputs=17), held_out, tmp_path / "out")
-    assert not shown(found["train"]) & shown(found["held_out"])
-    assert len(shown(found["train"])) + len(shown(found["held_out"])) == PICTURES
-    assert {split: len(samples) > 0 for split, samples in found.items()} == {"train": True, "held_out": True}
-    assert held_out == 0.25 or 20 <= len(found["held_out"]) < 60
+        found = sides(
+            Llava(files=(str(path),), image_folder=str(images), chunk_inputs=17),
+            validation,
+            tmp_path / "out",
+        )
+    assert not shown(found["train"]) & shown(found["validation"])
+    assert len(shown(found["train"])) + len(shown(found["validation"])) == IMAGES
+    assert {split: len(samples) > 0 for split, samples in found.items()} == {
+        "train": True,
+        "validation": True,
+    }
+    assert validation == 0.25 or 20 <= len(found["validation"]) < 60
 
 
 def test_groups_agree_with_a_plain_search() -> None:
-    """3,000 samples drawn from few pictures and ids, against neighbours visited one after another."""
+    """3,000 samples drawn from few images and ids, against neighbours visited one after another."""
     rng = np.random.default_rng(3)
-    pictures = [sorted(set(rng.integers(0, 6000, rng.integers(1, 4)).tolist())) for _ in range(3000)]
+    images = [sorted(set(rng.integers(0, 6000, rng.integers(1, 4)).tolist())) for _ in range(3000)]
     ids = rng.integers(10_000, 14_000, 3000).astype(np.uint64)
-    units = np.array([own[0] for own in pictures], np.uint64)
-    links = np.array([(own[0], other) for own in pictures for other in own[1:]], np.uint64)
+    units = np.array([own[0] for own in images], np.uint64)
+    links = np.array([(own[0], other) for own in images for other in own[1:]], np.uint64)
     groups = groups_of(units, ids, links)
     holders: dict[int, list[int]] = {}
-    for number, own in enumerate(pictures):
+    for number, own in enumerate(images):
         for unit in (*own, int(ids[number])):
             holders.setdefault(unit, []).append(number)
     expected = [-1] * 3000
@@ -87,13 +104,20 @@ def test_groups_agree_with_a_plain_search() -> None:
             number = waiting.pop()
             if expected[number] < 0:
                 expected[number] = start
-                waiting += [other for unit in (*pictures[number], int(ids[number])) for other in holders[unit]]
-    assert len(set(zip(groups.tolist(), expected, strict=True))) == len(set(expected)) == len(set(groups.tolist()))
+                waiting += [
+                    other for unit in (*images[number], int(ids[number])) for other in holders[unit]
+                ]
+    assert (
+        len(set(zip(groups.tolist(), expected, strict=True)))
+        == len(set(expected))
+        == len(set(groups.tolist()))
+    )
     assert Counter(expected).most_common(1)[0][1] > 3
 
 
 def test_a_share_is_one_of_groups_whatever_their_size() -> None:
-    # A group's key is the smallest of its digests, so large groups have small keys: 20,000 groups of 1 and of 50.
+    # A group's key is the smallest of its digests, so large groups have small keys: 20,000 groups
+    # of 1 and of 50.
     rng = np.random.default_rng(5)
     for size in (1, 50):
         keys = rng.integers(0, 2**64 - 1, (20_000, size), np.uint64, endpoint=True).min(axis=1)
@@ -103,9 +127,12 @@ def test_a_share_is_one_of_groups_whatever_their_size() -> None:
 def test_data_that_hangs_together_is_not_split() -> None:
     groups = np.array([7] * 9 + [5], np.uint64)
     kept = np.ones(10, np.bool_)
-    found = {wanted: held_out_samples(groups[:1].repeat(3), kept[:3], wanted).sum() for wanted in (1e-9, None)}
+    found = {
+        wanted: validation_samples(groups[:1].repeat(3), kept[:3], wanted).sum()
+        for wanted in (1e-9, None)
+    }
     assert set(found.values()) == {0}
     with pytest.raises(BuildError, match=r"9 of 9 samples hang together"):
-        held_out_samples(groups[:9], kept[:9], 3)
+        validation_samples(groups[:9], kept[:9], 3)
     with pytest.raises(BuildError, match="only 10; hold out fewer"):
-        held_out_samples(groups, kept, 10)
+        validation_samples(groups, kept, 10)

@@ -1,4 +1,6 @@
-"""Object stores, with a real S3 server: folders arrive whole, the cache never mixes two states, errors come soon."""
+"""Object stores, with a real S3 server: folders arrive whole, the cache never mixes two states,
+errors come soon.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,11 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore
 
-from pargo_ds.data import cache, s3
-from pargo_ds.data.cache import CacheError
-from pargo_ds.data.schema import Sample
-from pargo_ds.data.shards import write_shards
-from pargo_ds.data.stores import StoreError, download, inside, is_remote, open_folder, upload_folder
+from pargo_ds.data.shards import cache, s3
+from pargo_ds.data.shards.folder import download, is_remote, open_folder, safe_join, upload_folder
+from pargo_ds.data.shards.mds import write_shards
+from pargo_ds.data.shards.schema import Sample
+from pargo_ds.errors import CacheError, StoreError
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,20 +28,38 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def make_samples(count: int, first: int = 0) -> list[Sample]:
     numbers = range(first, first + count)
-    return [Sample(id=f"s{n}", images=[bytes([n % 256]) * 500], captions={"coarse": f"Number {n}."}) for n in numbers]
+    return [
+        Sample(id=f"s{n}", images=[bytes([n % 256]) * 500], captions={"coarse": f"Number {n}."})
+        for n in numbers
+    ]
 
 
 @pytest.mark.parametrize(
     "path, remote",
-    [("s3://bucket/a", True), ("gs://bucket/a", True), ("data/train", False), ("/data/s3:/x", False), ("C:/x", False)],
+    [
+        ("s3://bucket/a", True),
+        ("gs://bucket/a", True),
+        ("data/train", False),
+        ("/data/s3:/x", False),
+        ("C:/x", False),
+    ],
 )
 def test_addresses_have_a_scheme(path: str, remote: bool) -> None:
     assert is_remote(path) == remote
 
 
 def test_folder_comes_back_as_it_was_uploaded(object_store: ObjectStore, tmp_path: Path) -> None:
-    odd = ["a b.txt", "50%?&x=1#y.txt", "sub folder/é ü+.bin", "sub folder/deep/-.txt", "empty", "index.json"]
-    files = {name: os.urandom(number) for number, name in enumerate(odd)} | {f"f{n}": b"x" * n for n in range(60)}
+    odd = [
+        "a b.txt",
+        "50%?&x=1#y.txt",
+        "sub folder/é ü+.bin",
+        "sub folder/deep/-.txt",
+        "empty",
+        "index.json",
+    ]
+    files = {name: os.urandom(number) for number, name in enumerate(odd)} | {
+        f"f{n}": b"x" * n for n in range(60)
+    }
     files["empty"] = b""
     for name, content in files.items():
         path = tmp_path / "there" / name
@@ -64,7 +84,9 @@ def test_files_larger_than_a_part_are_uploaded_whole(
     assert object_store.read("big") == content
 
 
-def test_interrupted_upload_leaves_no_index(object_store: ObjectStore, tmp_path: Path, impatient: None) -> None:
+def test_interrupted_upload_leaves_no_index(
+    object_store: ObjectStore, tmp_path: Path, impatient: None
+) -> None:
     for number in range(300):
         (tmp_path / f"a{number:03}").write_bytes(b"x")
     (tmp_path / "index.json").write_text("{}")
@@ -76,7 +98,9 @@ def test_interrupted_upload_leaves_no_index(object_store: ObjectStore, tmp_path:
 
     hang = threading.Thread(target=hang_when_some_are_there)
     hang.start()
-    with pytest.raises(StoreError, match=r"writing s3://.* does not answer|asking for s3://.* does not answer"):
+    with pytest.raises(
+        StoreError, match=r"writing s3://.* does not answer|asking for s3://.* does not answer"
+    ):
         upload_folder(tmp_path, object_store.address("half"))
     hang.join()
     object_store.go_on()
@@ -101,10 +125,14 @@ def test_missing_objects_buckets_and_schemes(object_store: ObjectStore, tmp_path
     assert download(str(tmp_path / "nothing"), tmp_path / "x") is False
     assert s3.object_size(object_store.address("nothing")) is None
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(StoreError, match=f"reading s3://nobody/x failed at {object_store.url}: NoSuchBucket"):
+    with pytest.raises(
+        StoreError, match=f"reading s3://nobody/x failed at {object_store.url}: NoSuchBucket"
+    ):
         download("s3://nobody/x", tmp_path / "x")
     for address in ("gs://bucket/x", "hf://datasets/x"):
-        with pytest.raises(StoreError, match="cannot be read or written: expected s3://bucket/folder"):
+        with pytest.raises(
+            StoreError, match="cannot be read or written: expected s3://bucket/folder"
+        ):
             open_folder(address, tmp_path)
     with pytest.raises(StoreError, match="without credentials in the address") as caught:
         open_folder("s3://key:secret@bucket/x", tmp_path)
@@ -113,17 +141,24 @@ def test_missing_objects_buckets_and_schemes(object_store: ObjectStore, tmp_path
 
 @pytest.mark.parametrize("fault", ["down", "hanging"])
 def test_store_that_does_not_answer_is_an_error_without_secrets(
-    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, impatient: None, fault: str
+    object_store: ObjectStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    impatient: None,
+    fault: str,
 ) -> None:
-    monkeypatch.setenv("S3_ENDPOINT_URL", object_store.url.replace("http://", "http://user:secret@"))
+    monkeypatch.setenv(
+        "S3_ENDPOINT_URL", object_store.url.replace("http://", "http://user:secret@")
+    )
     object_store.kill() if fault == "down" else object_store.hang()
     started = time.monotonic()
     with pytest.raises(StoreError) as caught:
         open_folder(object_store.address("train"), tmp_path / "cache")
     assert time.monotonic() - started < 10
     said = "cannot be reached" if fault == "down" else "does not answer"
-    assert f"reading {object_store.address('train')}/index.json failed at {object_store.url}: it {said}" in str(
-        caught.value
+    assert (
+        f"reading {object_store.address('train')}/index.json failed at {object_store.url}: it {said}"
+        in str(caught.value)
     )
     assert "secret" not in str(caught.value)
     assert "test-password" not in str(caught.value)
@@ -144,34 +179,48 @@ def test_short_outage_is_survived(object_store: ObjectStore, tmp_path: Path) -> 
 
 def test_giving_up_ends_a_download(object_store: ObjectStore, tmp_path: Path) -> None:
     object_store.write("x", b"content" * 1000)
-    with pytest.raises(StoreError, match=r"reading s3://.*/x at .* was given up after 7000 of 7000 bytes"):
+    with pytest.raises(
+        StoreError, match=r"reading s3://.*/x at .* was given up after 7000 of 7000 bytes"
+    ):
         download(object_store.address("x"), tmp_path / "x", stop=lambda: True)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_index_is_fetched_when_a_folder_is_opened(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_only_the_index_is_fetched_when_a_folder_is_opened(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
     write_shards(make_samples(20), tmp_path / "out", shard_bytes=4000)
     upload_folder(tmp_path / "out", object_store.address("train"))
     folder = open_folder(object_store.address("train") + "/", tmp_path / "cache", "run")
     assert folder.remote == object_store.address("train")
     assert folder.local.parent == tmp_path / "cache" / "run"
     assert sorted(path.name for path in folder.local.iterdir()) == [".owner", "index.json"]
-    assert (folder.local / "index.json").read_bytes() == (tmp_path / "out" / "index.json").read_bytes()
+    assert (folder.local / "index.json").read_bytes() == (
+        tmp_path / "out" / "index.json"
+    ).read_bytes()
 
 
-def test_folder_without_or_with_a_bad_index_is_refused(object_store: ObjectStore, tmp_path: Path) -> None:
+def test_folder_without_or_with_a_bad_index_is_refused(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
     address = object_store.address("train")
-    with pytest.raises(StoreError, match=f"{address} at {object_store.url} is not a folder of shards"):
+    with pytest.raises(
+        StoreError, match=f"{address} at {object_store.url} is not a folder of shards"
+    ):
         open_folder(address, tmp_path / "cache")
     object_store.write("train/index.json", b"{")
     with pytest.raises(StoreError, match=f"{address}: .*is not an MDS index"):
         open_folder(address, tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"nowhere is not a folder of shards: it has no index\.json"):
+    with pytest.raises(
+        ValueError, match=r"nowhere is not a folder of shards: it has no index\.json"
+    ):
         open_folder(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("name", ["../../out.mds", "/etc/passwd", "a/../../b.mds", ""])
-def test_names_in_an_index_stay_inside_the_folder(object_store: ObjectStore, tmp_path: Path, name: str) -> None:
+def test_names_in_an_index_stay_inside_the_folder(
+    object_store: ObjectStore, tmp_path: Path, name: str
+) -> None:
     write_shards(make_samples(3), tmp_path / "out")
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     index["shards"][0]["raw_data"]["basename"] = name
@@ -180,7 +229,7 @@ def test_names_in_an_index_stay_inside_the_folder(object_store: ObjectStore, tmp
     for path in (object_store.address("train"), tmp_path / "out"):
         with pytest.raises(StoreError, match="leads out of the folder"):
             open_folder(path, tmp_path / "cache")
-    assert inside(tmp_path, "part-0/shard.00000.mds") == tmp_path / "part-0" / "shard.00000.mds"
+    assert safe_join(tmp_path, "part-0/shard.00000.mds") == tmp_path / "part-0" / "shard.00000.mds"
 
 
 def test_shards_of_an_older_index_are_forgotten(object_store: ObjectStore, tmp_path: Path) -> None:
@@ -218,7 +267,7 @@ def test_cached_shards_without_hashes_are_not_trusted_after_a_change(tmp_path: P
     (place / "shard.00000.mds").write_bytes(b"?")
     (place / "index.json").write_bytes((tmp_path / "old" / "index.json").read_bytes())
     (place / ".fresh" / "index.json").write_bytes((tmp_path / "new" / "index.json").read_bytes())
-    assert cache.renew(place, place / ".fresh" / "index.json") == 1
+    assert cache.sync_index(place, place / ".fresh" / "index.json") == 1
     assert [path.name for path in place.iterdir()] == ["index.json"]
 
 
@@ -230,14 +279,19 @@ def test_cache_of_a_living_job_is_refused_and_that_of_a_killed_one_taken(
     address = object_store.put_folder(tmp_path / "out", "train")
     script = f"""
 import time
-from pargo_ds.data.stores import open_folder
+from pargo_ds.data.shards.folder import open_folder
 print(open_folder({address!r}, {str(tmp_path / "cache")!r}, "run").local, flush=True)
 time.sleep(100)
 """
-    other = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     try:
         place = Path(other.stdout.readline().strip())
-        with pytest.raises(CacheError, match=rf"{place} is in use by process {other.pid} on .* \(run run\); two jobs"):
+        with pytest.raises(
+            CacheError,
+            match=rf"{place} is in use by process {other.pid} on .* \(run run\); two jobs",
+        ):
             open_folder(address, tmp_path / "cache", "run")
         assert open_folder(address, tmp_path / "cache", "another").local != place
     finally:
@@ -249,7 +303,9 @@ time.sleep(100)
     assert open_folder(address, tmp_path / "cache", "run").local == place
 
 
-def test_default_cache_is_the_users_own_and_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_cache_is_the_users_own_and_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     places = [
         cache.place_of(address, None, run)

@@ -1,4 +1,4 @@
-"""A tiny random ParGo model and a few samples with pictures."""
+"""A tiny random ParGo model and a few samples with images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import seeing
 from transformers import AutoTokenizer, CLIPVisionConfig, LlamaConfig
 
-from pargo_ds.data.schema import Sample
+from pargo_ds.data.shards.schema import Sample
 from pargo_ds.model import (
     ParGoConfig,
     ParGoForConditionalGeneration,
@@ -22,7 +22,9 @@ from pargo_ds.model import (
 
 @pytest.fixture
 def processor(tokenizer_folder) -> ParGoProcessor:
-    return ParGoProcessor(AutoTokenizer.from_pretrained(tokenizer_folder), image_size=32, visual_tokens=6)
+    return ParGoProcessor(
+        AutoTokenizer.from_pretrained(tokenizer_folder), image_size=32, visual_tokens=6
+    )
 
 
 @pytest.fixture
@@ -34,7 +36,12 @@ def model(processor) -> ParGoForConditionalGeneration:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     clip = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     config = ParGoConfig(
         vision_config=vision_config_from_transformers(clip),
@@ -59,8 +66,18 @@ def samples() -> list[Sample]:
         file = io.BytesIO()
         Image.fromarray(noise).save(file, format="PNG")
         questions = [
-            {"question": "What colour is it?", "answer": "red", "type": "colour", "size": "salient"},
-            {"question": "Describe." + " A red square." * number, "answer": "A", "type": "naming", "size": "small"},
+            {
+                "question": "What colour is it?",
+                "answer": "red",
+                "type": "colour",
+                "size": "salient",
+            },
+            {
+                "question": "Describe." + " A red square." * number,
+                "answer": "A",
+                "type": "naming",
+                "size": "small",
+            },
         ]
         made.append(
             Sample(

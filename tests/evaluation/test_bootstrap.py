@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pargo_ds.evaluation.bootstrap import bootstrap_ratio
+from pargo_ds.evaluation.bootstrap import bootstrap_ratio, drawn_weights
 
 
 def test_constant_data_has_an_interval_of_no_width() -> None:
@@ -44,3 +44,25 @@ def test_same_seed_same_interval() -> None:
 def test_faulty_input_is_an_error(sums: list[float], weights: list[float]) -> None:
     with pytest.raises(ValueError):
         bootstrap_ratio(sums, weights)
+
+
+def test_clusters_are_drawn_within_their_stratum() -> None:
+    strata = ["a", "b", "a", "a", "b"]
+    weights = np.concatenate(list(drawn_weights(strata, draws=250, block=100)))
+    assert weights.shape == (250, 5)
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()
+    assert (weights[:, [1, 4]].sum(1) == 2).all()
+    assert len(np.unique(weights, axis=0)) > 20
+    again = np.concatenate(list(drawn_weights(strata, draws=250, block=100)))
+    assert (weights == again).all()
+
+
+def test_drawn_weights_give_the_interval_of_the_ratio() -> None:
+    sums = np.random.default_rng(3).random(50)
+    means = np.concatenate(list(drawn_weights([""] * 50, draws=4000))) @ sums / 50
+    interval = bootstrap_ratio(sums, np.ones(50), draws=4000)
+    # 4,000 draws leave the ends uncertain by about 3 % of the half width, twice
+    width = interval.high - interval.low
+    assert np.quantile(means, [0.025, 0.975]) == pytest.approx(
+        [interval.low, interval.high], abs=0.06 * width
+    )

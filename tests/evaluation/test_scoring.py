@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pargo_ds.data.schema import Sample
+from pargo_ds.data.shards.schema import Sample
 from pargo_ds.evaluation.scoring import (
     Question,
     accuracy_table,
@@ -16,7 +16,9 @@ from pargo_ds.evaluation.scoring import (
 )
 
 
-def question(text: str, answer: str, kind: str = "existence", size: str = "small", held_out: bool = False) -> Question:
+def question(
+    text: str, answer: str, kind: str = "existence", size: str = "small", held_out: bool = False
+) -> Question:
     return Question(scene=0, question=text, answer=answer, type=kind, size=size, held_out=held_out)
 
 
@@ -31,7 +33,9 @@ def question(text: str, answer: str, kind: str = "existence", size: str = "small
         ("yes no", "yes", False),
     ],
 )
-def test_exact_match_ignores_case_and_punctuation_only(answer: str, truth: str, right: bool) -> None:
+def test_exact_match_ignores_case_and_punctuation_only(
+    answer: str, truth: str, right: bool
+) -> None:
     assert is_right(answer, truth) is right
 
 
@@ -46,7 +50,9 @@ def test_blind_baseline_takes_the_commonest_answer_per_text() -> None:
 
 
 def test_blind_baseline_falls_back_to_type_then_to_all() -> None:
-    train = [question("Is there a dog?", "no")] * 3 + [question("What colour is it?", "red", "colour")] * 2
+    train = [question("Is there a dog?", "no")] * 3 + [
+        question("What colour is it?", "red", "colour")
+    ] * 2
     unseen_text = question("What colour is the cat?", "blue", "colour")
     unseen_type = question("How many?", "two", "count")
     assert blind_answers(train, [unseen_text, unseen_type]) == ["red", "no"]
@@ -75,11 +81,17 @@ def test_accuracy_is_counted_by_type_size_and_concept() -> None:
         "by_type": {"colour": 0.0, "existence": pytest.approx(2 / 3)},
         "by_size": {"salient": 0.5, "small": 0.5},
         "by_concept": {"held_out": 0.0, "seen": pytest.approx(2 / 3)},
-        "by_type_and_size": {"colour": {"salient": 0.0}, "existence": {"salient": 1.0, "small": 0.5}},
+        "by_type_and_size": {
+            "colour": {"salient": 0.0},
+            "existence": {"salient": 1.0, "small": 0.5},
+        },
     }
     counts = count_table(asked)
     assert counts["overall"] == 4
-    assert counts["by_type_and_size"] == {"colour": {"salient": 1}, "existence": {"salient": 1, "small": 2}}
+    assert counts["by_type_and_size"] == {
+        "colour": {"salient": 1},
+        "existence": {"salient": 1, "small": 2},
+    }
 
 
 def test_answers_and_questions_must_be_as_many() -> None:

@@ -1,4 +1,6 @@
-"""The leak test of the LLM's packed rows on real varlen attention: nothing passes from one sample to another."""
+"""The leak test of the LLM's packed rows on real varlen attention: nothing passes from one sample
+to another.
+"""
 
 import logging
 
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.gpu
 
 LENGTHS = [37, 1, 130, 64]
 BOUNDS = [0, 37, 38, 168, 232]
-REAL = [provider for provider in PROVIDERS if provider not in ("auto", "emulated")]
+REAL = [provider for provider in PROVIDERS if provider != "auto"]
 
 
 @pytest.fixture
@@ -32,10 +34,17 @@ def llm(device):
 
 @pytest.fixture
 def run(llm, device):
-    """Function (embeddings `(1, tokens, width)`, provider) -> logits `(tokens, vocabulary)` of the packed row."""
+    """Function (embeddings `(1, tokens, width)`, provider) -> logits `(tokens, vocabulary)` of the
+    packed row.
+    """
     bounds = torch.tensor(BOUNDS, dtype=torch.int32, device=device)
     positions = torch.cat([torch.arange(n, device=device) for n in LENGTHS])[None]
-    boundaries = {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": 130, "max_length_k": 130}
+    boundaries = {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": 130,
+        "max_length_k": 130,
+    }
 
     def packed(embeddings, provider):
         with packed_row(True):
@@ -55,14 +64,18 @@ def embeddings(llm, device):
 
 
 @pytest.mark.parametrize("provider", REAL)
-def test_a_changed_sample_changes_no_other_by_a_single_bit(provider, run, embeddings, need_provider):
+def test_a_changed_sample_changes_no_other_by_a_single_bit(
+    provider, run, embeddings, need_provider
+):
     need_provider(provider)
     with torch.no_grad():
         before = run(embeddings, provider)
         changed = embeddings.clone()
         changed[:, BOUNDS[2] : BOUNDS[3]] += 1
         differs = (run(changed, provider) != before).any(-1)
-    print(f"{provider}: {int(differs.sum())} of {LENGTHS[2]} rows of the changed sample differ, none elsewhere")
+    print(
+        f"{provider}: {int(differs.sum())} of {LENGTHS[2]} rows of the changed sample differ, none elsewhere"
+    )
     assert differs[BOUNDS[2] : BOUNDS[3]].all()
     assert not differs[: BOUNDS[2]].any()
     assert not differs[BOUNDS[3] :].any()
@@ -74,7 +87,9 @@ def test_a_samples_gradient_reaches_no_other_sample(provider, run, embeddings, n
     embeddings = embeddings.requires_grad_()
     loss = run(embeddings, provider)[BOUNDS[2] : BOUNDS[3]].float().square().sum()
     (gradient,) = torch.autograd.grad(loss, embeddings)
-    norms = [float(gradient[0, a:b].float().norm()) for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)]
+    norms = [
+        float(gradient[0, a:b].float().norm()) for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)
+    ]
     print(f"{provider}: gradient norms by sample {norms}")
     assert norms[2] > 0
     assert norms[0] == norms[1] == norms[3] == 0
@@ -86,18 +101,22 @@ def test_packed_samples_equal_the_same_samples_alone(provider, llm, run, embeddi
     with torch.no_grad():
         together = run(embeddings, provider).float()
         pieces = [embeddings[:, a:b] for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)]
-        apart = torch.cat([llm(inputs_embeds=piece, use_cache=False).logits[0].float() for piece in pieces])
+        apart = torch.cat(
+            [llm(inputs_embeds=piece, use_cache=False).logits[0].float() for piece in pieces]
+        )
     difference = ((together - apart).norm() / apart.norm()).item()
     print(f"{provider}: relative difference of all logits {difference:.1e}")
     assert difference < 2e-2  # bfloat16; not yet measured on CUDA
 
 
 def test_auto_takes_varlen_in_bfloat16_and_says_so(device, caplog):
-    attention.say_once.cache_clear()
+    attention.log_once.cache_clear()
     from pargo_ds.model import packed_attention
 
-    query = torch.empty(1, 4, 8, 64, device=device, dtype=torch.bfloat16)
+    query = torch.randn(1, 4, 8, 64, device=device, dtype=torch.bfloat16)
+    bounds = torch.tensor([0, 8], device=device, dtype=torch.int32)
     with caplog.at_level(logging.INFO, "pargo_ds"):
-        assert packed_attention._road(LLMAttention(), query, 0.0) == "varlen"
+        attend = packed_attention.packed_attention_forward
+        attend(torch.nn.Identity(), query, query, query, None, cu_seq_lens_q=bounds)
     print(caplog.messages[0])
     assert caplog.messages[0].startswith("attention: packed rows of the LLM by varlen on cuda")

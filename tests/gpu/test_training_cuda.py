@@ -1,4 +1,6 @@
-"""The tiny run on one GPU, through the real entry point, launcher and DeepSpeed, beside the CPU's golden curve."""
+"""The tiny run on one GPU, through the real entry point, launcher and DeepSpeed, beside the CPU's
+golden curve.
+"""
 
 import json
 import os
@@ -12,7 +14,8 @@ from tiny import merged, metrics, run_command
 pytestmark = pytest.mark.gpu
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "tiny_fp32.json").read_text())["losses"]
-# Relative, over 20 steps. fp32: cuDNN's convolution of the patches may take TF32 (10 bits). Not yet measured on CUDA.
+# Relative, over 20 steps. fp32: cuDNN's convolution of the patches may take TF32 (10 bits). Not yet
+# measured on CUDA.
 TOLERANCE = {"fp32": 1e-2, "bf16": 5e-2}
 
 
@@ -24,10 +27,19 @@ def launch_on_gpu(tiny_run, tmp_path):
         run = merged(tiny_run, {"output": str(tmp_path), "checkpoint": {"every": 20}, **changes})
         run_file = tmp_path / "run.yaml"
         run_file.write_text(yaml.safe_dump(run))
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "--standalone"]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "1",
+            "--standalone",
+        ]
         command += ["-m", "pargo_ds.train", str(run_file), *arguments]
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-        return run_command(command, DS_ACCELERATOR="cuda", CUDA_VISIBLE_DEVICES=gpus), tmp_path / run["name"]
+        return run_command(
+            command, DS_ACCELERATOR="cuda", CUDA_VISIBLE_DEVICES=gpus
+        ), tmp_path / run["name"]
 
     return start
 
@@ -61,7 +73,9 @@ def test_losses_lie_near_the_golden_curve_of_the_cpu(precision, launch_on_gpu):
     ],
 )
 def test_flash_roads_train_along_the_golden_curve(word, said, launch_on_gpu):
-    curve, log = losses(launch_on_gpu({"train": {"steps": 20, "precision": "bf16"}}, "--set", f"attention.{word}"))
+    curve, log = losses(
+        launch_on_gpu({"train": {"steps": 20, "precision": "bf16"}}, "--set", f"attention.{word}")
+    )
     print(f"{word}: largest relative difference from the CPU's curve {worst(curve):.1e}")
     assert worst(curve) < TOLERANCE["bf16"]
     assert said in log

@@ -1,7 +1,8 @@
-"""transformers' own tests of a model class, run on a tiny ParGo model: pytest tests/hugging_face/model_mixin.py
+"""transformers' own tests of a model class, run on a tiny ParGo model: pytest
+tests/hugging_face/model_mixin.py
 
-test_mixins.py runs this file in a process of its own for each transformers line; `transformers_tests` (sources.py) must
-be in PYTHONPATH.
+test_mixins.py runs this file in a process of its own for each transformers line;
+`transformers_tests` (sources.py) must be in PYTHONPATH.
 """
 
 import unittest
@@ -11,14 +12,20 @@ from transformers import CLIPVisionConfig, LlamaConfig
 from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
 
-from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, vision_config_from_transformers
+from pargo_ds.model import (
+    ParGoConfig,
+    ParGoForConditionalGeneration,
+    vision_config_from_transformers,
+)
 
 # The tests shrink the vocabulary and keep what is below: a low id stays an image token.
 IMAGE_TOKEN, IMAGE_SIZE = 4, 16
 
 
 class ParGoModelTester:
-    """The sizes that the mix-ins ask for, and a batch: seven rows, each with a picture of 4 + 1 visual tokens."""
+    """The sizes that the mix-ins ask for, and a batch: seven rows, each with an image of 4 + 1
+    visual tokens.
+    """
 
     batch_size, seq_length, is_training = 7, 12, True
     vocab_size, hidden_size, num_hidden_layers, num_attention_heads = 99, 32, 2, 4
@@ -40,7 +47,13 @@ class ParGoModelTester:
         return ParGoConfig(
             vision_config=vision_config_from_transformers(clip),
             text_config=text,
-            projector_config={"partial_tokens": 4, "global_tokens": 1, "layers": 1, "width": 16, "heads": 2},
+            projector_config={
+                "partial_tokens": 4,
+                "global_tokens": 1,
+                "layers": 1,
+                "width": 16,
+                "heads": 2,
+            },
             image_token_id=IMAGE_TOKEN,
         )
 
@@ -49,10 +62,16 @@ class ParGoModelTester:
 
     def prepare_config_and_inputs_for_common(self) -> tuple[ParGoConfig, dict[str, torch.Tensor]]:
         config, pixel_values = self.prepare_config_and_inputs()
-        input_ids = ids_tensor([self.batch_size, self.seq_length], 40) + IMAGE_TOKEN + 1  # no special token
+        input_ids = (
+            ids_tensor([self.batch_size, self.seq_length], 40) + IMAGE_TOKEN + 1
+        )  # no special token
         input_ids[:, 1 : 1 + config.visual_tokens] = IMAGE_TOKEN
         mask = torch.ones_like(input_ids)
-        return config, {"pixel_values": pixel_values, "input_ids": input_ids, "attention_mask": mask}
+        return config, {
+            "pixel_values": pixel_values,
+            "input_ids": input_ids,
+            "attention_mask": mask,
+        }
 
 
 class ParGoModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
@@ -65,7 +84,11 @@ class ParGoModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase)
         torch.manual_seed(0)
         self.model_tester = ParGoModelTester(self)
 
-    def _prepare_for_class(self, inputs_dict: dict, model_class: type, return_labels: bool = False) -> dict:
-        """The mix-in knows by transformers' own tables which classes take labels; ParGo is in none of them."""
+    def _prepare_for_class(
+        self, inputs_dict: dict, model_class: type, return_labels: bool = False
+    ) -> dict:
+        """The mix-in knows by transformers' own tables which classes take labels; ParGo is in none
+        of them.
+        """
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
         return inputs | ({"labels": inputs["input_ids"].clone()} if return_labels else {})

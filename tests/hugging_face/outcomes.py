@@ -1,4 +1,6 @@
-"""Run a file of transformers' own tests with one transformers line, and compare what failed with what is known to."""
+"""Run a file of transformers' own tests with one transformers line, and compare what failed with
+what is known to.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,37 @@ from transformers_lines import line_path
 
 
 def outcomes(file: str, version: str, work: Path) -> dict[str, str]:
-    """Name of each test of `file` (beside this one) -> passed, failed or skipped, in a process of its own.
+    """Name of each test of `file` (beside this one) -> passed, failed or skipped, in a process of
+    its own.
 
-    A test of which one part (subtest) failed has failed. Skips, with the reason, where the line or the sources lack.
+    A test of which one part (subtest) failed has failed. Skips, with the reason, where the line or
+    the sources lack.
     """
     if importlib.util.find_spec("parameterized") is None:
         pytest.skip("transformers' tests import parameterized, which is not installed (extra dev)")
-    path = [*line_path(version), str(transformers_tests(version)), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    path = [
+        *line_path(version),
+        str(transformers_tests(version)),
+        str(ROOT),
+        os.environ.get("PYTHONPATH", ""),
+    ]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(work / "home"),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     # Their markers and warnings are not ours: no configuration.
-    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        os.devnull,
+        "--rootdir",
+        str(ROOT),
+        "-p",
+        "no:cacheprovider",
+    ]
     command += ["--junitxml", str(work / "outcomes.xml"), str(Path(__file__).with_name(file))]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout[-5000:] + done.stderr[-5000:]
@@ -47,7 +67,9 @@ def compare(found: dict[str, str], known: dict[str, str]) -> None:
 
     Names of `known` that a line does not have, or skips, are nobody's fault.
     """
-    unexplained = sorted(name for name, outcome in found.items() if outcome == "failed" and name not in known)
+    unexplained = sorted(
+        name for name, outcome in found.items() if outcome == "failed" and name not in known
+    )
     mended = sorted(name for name in known if found.get(name) == "passed")
     assert not unexplained, f"failed without a known reason: {unexplained}"
     assert not mended, f"listed as failing, but they pass; take them off the list: {mended}"

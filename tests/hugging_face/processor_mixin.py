@@ -1,8 +1,8 @@
 """Runs transformers' ProcessorTesterMixin on ParGoProcessor; prints {test: outcome} as JSON in the last line.
 
-    python processor_mixin.py FOLDER PICTURE
+    python processor_mixin.py FOLDER IMAGE
 
-FOLDER holds a saved processor. The mix-in's pictures lie on the hub: PICTURE, a file, stands for every one of them.
+FOLDER holds a saved processor. The mix-in's images lie on the hub: IMAGE, a file, stands for every one of them.
 """
 
 import json
@@ -15,17 +15,22 @@ import unittest
 import pargo_ds.model  # noqa: F401  (tells the Auto classes of the processor's)
 from pargo_ds.model import ParGoProcessor
 
-FOLDER, PICTURE = sys.argv[1:3]
+FOLDER, IMAGE = sys.argv[1:3]
 
 
 def local_path(address: str) -> str:
-    return PICTURE if address.endswith((".png", ".jpg", ".jpeg")) else address
+    return IMAGE if address.endswith((".png", ".jpg", ".jpeg")) else address
 
 
-# The mix-in asks a script of transformers' CI, which is in no distribution, where the files of the hub lie.
+# The mix-in asks a script of transformers' CI, which is in no distribution, where the files of the
+# hub lie.
 script = types.ModuleType("fetch_hub_objects_for_ci")
 script.url_to_local_path = local_path
-sys.modules |= {script.__name__: script, f"utils.{script.__name__}": script, "utils": types.ModuleType("utils")}
+sys.modules |= {
+    script.__name__: script,
+    f"utils.{script.__name__}": script,
+    "utils": types.ModuleType("utils"),
+}
 
 from transformers_tests.test_processing_common import ProcessorTesterMixin  # noqa: E402
 

@@ -4,14 +4,15 @@ import pytest
 from outcomes import compare, outcomes
 from transformers_lines import LINES, MIDDLE, NEWEST, OLDEST
 
-BACKBONE = (
-    "base_model is the whole model without the LLM's head, so that trainers see pictures; it is never saved alone"
-)
+BACKBONE = "base_model is the whole model without the LLM's head, so that trainers see images; it is never saved alone"
 PACKED = "where sdpa is asked for, the LLM computes with pargo_packed, which is sdpa for rows that are not packed"
 FEATURES = (
-    "get_image_features gives the visual tokens themselves, as every caller here needs them, unless return_dict=True"
+    "get_image_features gives the visual tokens themselves, as every caller here needs them, "
+    "unless return_dict=True"
 )
-ENCODER = "the encoder's hidden states and attentions are not returned: it runs only up to feature_layer"
+ENCODER = (
+    "the encoder's hidden states and attentions are not returned: it runs only up to feature_layer"
+)
 NAMES = "past_key_values and cache are both names for good, so the older one gives no warning"
 
 # Test -> why it fails. A listed test that passes is a fault too, so that the list stays true.

@@ -61,7 +61,11 @@ def trainer_of(model, processor, work: Path, **settings) -> Trainer:
         **{"learning_rate": 1e-2, **settings},
     )  # fmt: skip
     return Trainer(
-        model, arguments, data_collator=collate, train_dataset=Chats(processor, 12), eval_dataset=Chats(processor, 6)
+        model,
+        arguments,
+        data_collator=collate,
+        train_dataset=Chats(processor, 12),
+        eval_dataset=Chats(processor, 6),
     )
 
 
@@ -70,21 +74,30 @@ def losses(trainer: Trainer) -> list[float]:
 
 
 def trainer(model, processor, work: Path) -> None:
-    run = trainer_of(model, processor, work, gradient_checkpointing=True, gradient_accumulation_steps=2)
+    run = trainer_of(
+        model, processor, work, gradient_checkpointing=True, gradient_accumulation_steps=2
+    )
     before = run.evaluate()["eval_loss"]
     run.train()
     assert run.evaluate()["eval_loss"] < before / 2, (before, run.evaluate())
     found = run.predict(Chats(processor, 6))
     width = found.label_ids.shape[1]
-    assert found.predictions.shape == (6, width, model.config.text_config.vocab_size), found.predictions.shape
+    assert found.predictions.shape == (6, width, model.config.text_config.vocab_size), (
+        found.predictions.shape
+    )
     # The loss that Trainer reports is that of the logits that it gathers.
-    logits, labels = torch.tensor(found.predictions)[:, :-1].flatten(0, 1), torch.tensor(found.label_ids)[:, 1:]
+    logits, labels = (
+        torch.tensor(found.predictions)[:, :-1].flatten(0, 1),
+        torch.tensor(found.label_ids)[:, 1:],
+    )
     expected = torch.nn.functional.cross_entropy(logits, labels.flatten())
     assert abs(found.metrics["test_loss"] - float(expected)) < 1e-4, (found.metrics, expected)
     batch = collate([Chats(processor, 1)[0]])
     ids = batch["input_ids"][:, batch["labels"][0] == -100]
     model.config.use_cache = True
-    answer = model.generate(input_ids=ids, pixel_values=batch["pixel_values"], max_new_tokens=6, do_sample=False)
+    answer = model.generate(
+        input_ids=ids, pixel_values=batch["pixel_values"], max_new_tokens=6, do_sample=False
+    )
     assert answer.shape[1] > ids.shape[1]
     run.save_model(str(work / "saved"))
     again = AutoModelForImageTextToText.from_pretrained(work / "saved")
@@ -98,7 +111,9 @@ def lora(model, processor, work: Path) -> None:
 
     batch = collate([Chats(processor, 6)[i] for i in range(6)])
     plain = model.eval()(**batch).logits.detach()
-    config = LoraConfig(r=4, target_modules=r"llm\..*(q_proj|v_proj|down_proj)", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=4, target_modules=r"llm\..*(q_proj|v_proj|down_proj)", task_type="CAUSAL_LM"
+    )
     adapted = get_peft_model(model, config)
     run = trainer_of(adapted, processor, work, gradient_checkpointing=True)
     run.train()
@@ -107,7 +122,12 @@ def lora(model, processor, work: Path) -> None:
     trained = adapted(**batch).logits.detach()
     assert float((trained - plain).abs().max()) > 1e-2
     prompt = batch["input_ids"][:1, :20]
-    asked = {"input_ids": prompt, "pixel_values": batch["pixel_values"][:1], "max_new_tokens": 4, "do_sample": False}
+    asked = {
+        "input_ids": prompt,
+        "pixel_values": batch["pixel_values"][:1],
+        "max_new_tokens": 4,
+        "do_sample": False,
+    }
     answer = adapted.generate(**asked)
     adapted.save_pretrained(work / "adapter")
     fresh = AutoModelForImageTextToText.from_pretrained(sys.argv[2]).eval()
@@ -131,14 +151,16 @@ def prompt_tuning(model, processor, work: Path) -> None:
     run = trainer_of(adapted, processor, work, learning_rate=0.3)
     before = run.evaluate()["eval_loss"]
     run.train()
-    assert run.evaluate()["eval_loss"] < before - 0.01  # measured 5.72 -> 5.70: the frozen LLM is random
+    assert (
+        run.evaluate()["eval_loss"] < before - 0.01
+    )  # measured 5.72 -> 5.70: the frozen LLM is random
     adapted.eval()
     batch = collate([Chats(processor, 1)[0]])
     prompt = {"input_ids": batch["input_ids"][:, :20], "pixel_values": batch["pixel_values"]}
     prompt["attention_mask"] = torch.ones_like(prompt["input_ids"])
     answer = adapted.generate(**prompt, max_new_tokens=4, do_sample=False)
     # By hand: the learned words before the merged embeddings.
-    embeds = model.merge_pictures(prompt["input_ids"], prompt["pixel_values"])
+    embeds = model.merge_images(prompt["input_ids"], prompt["pixel_values"])
     learned = adapted.get_prompt(batch_size=1)
     first = model(inputs_embeds=torch.cat([learned, embeds], 1)).logits[0, -1].argmax()
     assert int(answer[0, 20]) == int(first)
@@ -155,7 +177,12 @@ def loading(model, processor, work: Path) -> None:
     expected = model(**batch).logits
     model.save_pretrained(work / "pieces", max_shard_size="20KB")
     assert len(list((work / "pieces").glob("*.safetensors"))) > 2
-    for how in ({}, {"device_map": "auto"}, {"device_map": "cpu"}, {"device_map": {"": "cpu"}, "dtype": torch.float32}):
+    for how in (
+        {},
+        {"device_map": "auto"},
+        {"device_map": "cpu"},
+        {"device_map": {"": "cpu"}, "dtype": torch.float32},
+    ):
         again = AutoModelForImageTextToText.from_pretrained(work / "pieces", **how).eval()
         assert torch.equal(again(**batch).logits, expected), how
     half = AutoModelForImageTextToText.from_pretrained(work / "pieces", dtype=torch.bfloat16)

@@ -32,17 +32,24 @@ def rows(kind: str) -> list[dict]:
     found = []
     for number in range(24):
         colour = COLOURS[number % 6]
-        picture = Image.open(io.BytesIO(draw(colour, number % 9, size=32)))
+        image = Image.open(io.BytesIO(draw(colour, number % 9, size=32)))
         answer = [{"role": "assistant", "content": f"{colour}."}]
-        chat = {"prompt": QUESTION, "completion": answer} if kind == "completion" else {"messages": QUESTION + answer}
-        found.append({"images": [picture], **chat})
+        chat = (
+            {"prompt": QUESTION, "completion": answer}
+            if kind == "completion"
+            else {"messages": QUESTION + answer}
+        )
+        found.append({"images": [image], **chat})
     return found
 
 
-def ask(folder: str, pictures: list) -> list[str]:
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+def ask(folder: str, images: list) -> list[str]:
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
     text = {"type": "text", "text": QUESTION[0]["content"]}
-    content = [[{"type": "image", "image": picture}, text] for picture in pictures]
+    content = [[{"type": "image", "image": image}, text] for image in images]
     batch = processor.apply_chat_template(
         [[{"role": "user", "content": parts}] for parts in content],
         add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt",
@@ -54,7 +61,10 @@ def ask(folder: str, pictures: list) -> list[str]:
 
 def main(folder: str, out: str, kind: str) -> None:
     set_seed(0)
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder),
+        AutoProcessor.from_pretrained(folder),
+    )
     if kind == "assistant":
         processor.chat_template = MARKED
     settings = SFTConfig(

@@ -29,7 +29,9 @@ def processor(tokenizer) -> ParGoProcessor:
 
 @pytest.fixture
 def make_config(processor):
-    """Function -> ParGoConfig: a CLIP of 16 patches, 4 + 2 tokens, a Llama of 2 layers; any field may be replaced."""
+    """Function -> ParGoConfig: a CLIP of 16 patches, 4 + 2 tokens, a Llama of 2 layers; any field
+    may be replaced.
+    """
 
     def make(tied: bool = True, **fields) -> ParGoConfig:
         vocabulary = processor.image_token_id  # so the image token lies just outside
@@ -43,7 +45,14 @@ def make_config(processor):
             hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
             image_size=IMAGE_SIZE, patch_size=8,
         )  # fmt: skip
-        projector = {"partial_tokens": 4, "global_tokens": 2, "layers": 2, "width": 16, "heads": 2, "output_std": 1.0}
+        projector = {
+            "partial_tokens": 4,
+            "global_tokens": 2,
+            "layers": 2,
+            "width": 16,
+            "heads": 2,
+            "output_std": 1.0,
+        }
         defaults = {
             "vision_config": vision_config_from_transformers(clip),
             "text_config": text,
@@ -74,8 +83,8 @@ def model(make_model) -> ParGoForConditionalGeneration:
 
 
 @pytest.fixture
-def picture():
-    """Function (seed) -> a noisy RGB picture."""
+def image():
+    """Function (seed) -> a noisy RGB image."""
 
     def make(seed: int = 0, size: tuple[int, int] = (40, 30)) -> Image.Image:
         noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -86,7 +95,7 @@ def picture():
 
 @pytest.fixture
 def conversations():
-    """Unequal conversations with 1, 0 and 2 pictures, the last one of two turns; no last answer."""
+    """Unequal conversations with 1, 0 and 2 images, the last one of two turns; no last answer."""
     return [
         [{"role": "user", "content": "<image>What colour is it?"}],
         [{"role": "user", "content": "Describe."}],

@@ -16,7 +16,11 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pargo_ds.model import ParGoConfig, ParGoForConditionalGeneration, vision_config_from_transformers
+from pargo_ds.model import (
+    ParGoConfig,
+    ParGoForConditionalGeneration,
+    vision_config_from_transformers,
+)
 from pargo_ds.model.packing import PackingError
 from tests.model.llm_families import FAMILIES, VOCABULARY, architecture
 
@@ -25,7 +29,12 @@ LENGTHS = [6, 1, 9, 12]
 
 def tiny_pargo(text_config) -> ParGoConfig:
     clip = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=8,
     )
     projector = {"partial_tokens": 4, "global_tokens": 2, "layers": 2, "width": 16, "heads": 2}
     return ParGoConfig(
@@ -52,7 +61,9 @@ def truth_of(llm, samples: list[torch.Tensor]):
         reference.set_attn_implementation("eager")
     except ValueError:
         reference = copy.deepcopy(llm)
-    return torch.cat([reference(input_ids=ids, use_cache=False).logits[0] for ids in samples]), reference
+    return torch.cat(
+        [reference(input_ids=ids, use_cache=False).logits[0] for ids in samples]
+    ), reference
 
 
 def compare(name: str) -> dict:
@@ -61,7 +72,10 @@ def compare(name: str) -> dict:
     try:
         llm = drawn(AutoModelForCausalLM.from_config(text_config))
     except Exception as error:
-        return {"verdict": "broken", "why": f"transformers cannot build it ({type(error).__name__}: {error})"}
+        return {
+            "verdict": "broken",
+            "why": f"transformers cannot build it ({type(error).__name__}: {error})",
+        }
     config = tiny_pargo(text_config)
     samples = [torch.randint(3, VOCABULARY, (1, length)) for length in LENGTHS]
     seen = torch.randn(sum(LENGTHS), VOCABULARY, dtype=torch.float64)
@@ -81,7 +95,10 @@ def compare(name: str) -> dict:
     found = gradients(packed, seen, model.llm)
     loss = model(input_ids=row, labels=row.clone(), cu_seqlens=bounds).loss
     parts = truth.split(LENGTHS)
-    losses = [F.cross_entropy(p[:-1], i[0, 1:], reduction="sum") for p, i in zip(parts, samples, strict=True)]
+    losses = [
+        F.cross_entropy(p[:-1], i[0, 1:], reduction="sum")
+        for p, i in zip(parts, samples, strict=True)
+    ]
     targets = sum(LENGTHS) - len(LENGTHS)
     return {
         "verdict": "exact",
@@ -101,7 +118,9 @@ def gradients(logits, seen, llm) -> dict[str, torch.Tensor]:
 
 def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     """Largest difference per unit of the largest wanted number (at least 1)."""
-    return float((found - wanted).detach().abs().max()) / max(1.0, float(wanted.detach().abs().max()))
+    return float((found - wanted).detach().abs().max()) / max(
+        1.0, float(wanted.detach().abs().max())
+    )
 
 
 def main() -> None:

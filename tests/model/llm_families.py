@@ -24,8 +24,19 @@ LATENT = {
     "qk_nope_head_dim": 8,
 }  # fmt: skip
 HEAD = {"head_dim": 8}
-SCALED = {"embedding_multiplier": 12.0, "logits_scaling": 8.0, "residual_multiplier": 0.22, "attention_multiplier": 0.1}
-MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+SCALED = {
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 8.0,
+    "residual_multiplier": 0.22,
+    "attention_multiplier": 0.1,
+}
+MAMBA = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 8,
+}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 GEMMA2 = {**HEAD, **WINDOW, "query_pre_attn_scalar": 8}
 
@@ -35,7 +46,12 @@ def _rope(kind: str, **options: object) -> dict:
 
 
 LONG = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 
 FAMILIES: dict[str, dict] = {
     "apertus": {},

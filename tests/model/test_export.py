@@ -12,8 +12,10 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.dynamic_module_utils import get_relative_imports
 from transformers_lines import LINES, OTHERS, line_path
 
+from pargo_ds.convert.shipped_code import code_texts
 from pargo_ds.model import ParGoForConditionalGeneration, vision_config_from_timm
 from pargo_ds.model.configuration_pargo import TESTED_TRANSFORMERS, check_transformers
 
@@ -63,12 +65,12 @@ def python(script: str, *arguments, path: str, cwd: Path) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def question_and_truth(model, processor, picture, folder: Path) -> dict[str, torch.Tensor]:
+def question_and_truth(model, processor, image, folder: Path) -> dict[str, torch.Tensor]:
     """Write a question as tensors, and answer it here."""
     turns = [{"role": "user", "content": "<image>What colour is it?"}]
     asked = dict(
         processor.apply_chat_template(
-            turns, images=picture(), add_generation_prompt=True, tokenize=True, return_tensors="pt"
+            turns, images=image(), add_generation_prompt=True, tokenize=True, return_tensors="pt"
         )
     )
     save_file(asked, folder / "question.safetensors")
@@ -83,7 +85,9 @@ def question_and_truth(model, processor, picture, folder: Path) -> dict[str, tor
     }
 
 
-def assert_same(folder: Path, truth: dict[str, torch.Tensor], logits_tolerance: float = 0.0) -> None:
+def assert_same(
+    folder: Path, truth: dict[str, torch.Tensor], logits_tolerance: float = 0.0
+) -> None:
     got = load_file(folder / "out.safetensors")
     assert got.keys() == truth.keys()
     different = [k for k in truth if k != "logits" and not torch.equal(got[k], truth[k])]
@@ -95,23 +99,30 @@ def assert_same(folder: Path, truth: dict[str, torch.Tensor], logits_tolerance: 
 
 
 @pytest.fixture(params=["clip, tied", "eva02, untied"])
-def saved(request, make_model, processor, picture, tmp_path):
-    """(folder, truth): a model and processor saved under tmp_path/export, with question and truth beside."""
+def saved(request, make_model, processor, image, tmp_path):
+    """(folder, truth): a model and processor saved under tmp_path/export, with question and truth
+    beside.
+    """
     if request.param == "clip, tied":
         model = make_model()
     else:  # its rotary tables are not in the checkpoint and must be recomputed
-        model = make_model(tied=False, vision_config=vision_config_from_timm("eva02_tiny_patch14_224", 56))
+        model = make_model(
+            tied=False, vision_config=vision_config_from_timm("eva02_tiny_patch14_224", 56)
+        )
         processor.image_size = 56
     model.save_pretrained(tmp_path / "export")
     processor.save_pretrained(tmp_path / "export")
-    return tmp_path / "export", question_and_truth(model, processor, picture, tmp_path)
+    return tmp_path / "export", question_and_truth(model, processor, image, tmp_path)
 
 
 def test_round_trip_is_bit_exact_in_a_fresh_process(saved, tmp_path):
     folder, truth = saved
     arguments = (folder, tmp_path / "question.safetensors", tmp_path / "out.safetensors")
     python(
-        LOAD_AND_ANSWER, *arguments, path=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), cwd=tmp_path
+        LOAD_AND_ANSWER,
+        *arguments,
+        path=os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        cwd=tmp_path,
     )
     assert_same(tmp_path, truth)
 
@@ -120,7 +131,9 @@ def test_tied_embeddings_are_saved_once_and_tied_again(model, tmp_path):
     model.save_pretrained(tmp_path)
     keys = load_file(tmp_path / "model.safetensors").keys()
     assert sum(k in ("llm.lm_head.weight", "llm.model.embed_tokens.weight") for k in keys) == 1
-    again, report = ParGoForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    again, report = ParGoForConditionalGeneration.from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert again.llm.lm_head.weight is again.llm.model.embed_tokens.weight
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
@@ -154,19 +167,23 @@ def test_export_crosses_transformers_versions_both_ways(saved, version, tmp_path
     assert_same(tmp_path, truth)
 
 
-def test_entry_files_of_remote_code_import_all_they_need_directly():
-    # transformers 4.57 copies the entry file and its direct imports, no more.
-    folder = ROOT / "pargo_ds" / "model"
-
-    def direct(name: str) -> set[str]:
-        tree = ast.parse((folder / f"{name}.py").read_text())
-        return {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level == 1}
-
-    def closure(name: str) -> set[str]:
-        return direct(name).union(*(closure(sibling) for sibling in direct(name)))
-
-    for entry in ("configuration_pargo", "modeling_pargo", "processing_pargo", "image_processing_pargo"):
-        assert closure(entry) == direct(entry), entry
+def test_entry_files_of_remote_code_name_all_others_in_lines_that_never_run(tmp_path):
+    # transformers 4.57 copies the entry file and the files that its lines import, no more.
+    texts = code_texts()
+    for entry in (
+        "configuration_pargo",
+        "modeling_pargo",
+        "processing_pargo",
+        "image_processing_pargo",
+    ):
+        path = tmp_path / f"{entry}.py"
+        path.write_text(texts[path.name])
+        assert set(get_relative_imports(path)) == {
+            name.removesuffix(".py") for name in texts if name != path.name
+        }
+        own = (ROOT / "pargo_ds/model" / path.name).read_text()
+        added = texts[path.name].removeprefix(own)
+        assert ast.parse(added).body[0].test.value is False
 
 
 def test_transformers_is_one_of_the_tested_lines_and_each_line_has_tests():
@@ -178,12 +195,16 @@ def test_transformers_is_one_of_the_tested_lines_and_each_line_has_tests():
 
 @pytest.mark.parametrize("version", ["4.58.0", "5.18.1", "5.25.0.dev0", "6.0.0"])
 def test_an_untested_transformers_is_warned_of(version):
-    with pytest.warns(UserWarning, match=f"never tested with transformers {version} .*4.57, 5.17, 5.24"):
+    with pytest.warns(
+        UserWarning, match=f"never tested with transformers {version} .*4.57, 5.17, 5.24"
+    ):
         check_transformers(version)
 
 
 def test_a_transformers_that_is_too_old_is_refused_with_what_to_do():
-    with pytest.raises(ImportError, match=r"transformers 4.56.2 is too old .* 4.57 or later .*pip install -U"):
+    with pytest.raises(
+        ImportError, match=r"transformers 4.56.2 is too old .* 4.57 or later .*pip install -U"
+    ):
         check_transformers("4.56.2")
 
 
@@ -192,16 +213,24 @@ def test_an_attention_implementation_reaches_the_encoder_and_the_llm(model, tmp_
 
     def implementations(choice):
         loaded = ParGoForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=choice)
-        return loaded.vision.backbone.config._attn_implementation, loaded.llm.config._attn_implementation
+        return (
+            loaded.vision.backbone.config._attn_implementation,
+            loaded.llm.config._attn_implementation,
+        )
 
     assert implementations("eager") == ("eager", "eager")
     assert implementations("sdpa") == ("sdpa", "pargo_packed")
     assert implementations(None) == ("sdpa", "pargo_packed")
-    assert implementations({"vision_config": "eager", "text_config": "sdpa"}) == ("eager", "pargo_packed")
+    assert implementations({"vision_config": "eager", "text_config": "sdpa"}) == (
+        "eager",
+        "pargo_packed",
+    )
     assert implementations({"vision_config": "sdpa", "text_config": "eager"}) == ("sdpa", "eager")
     for choice, expected in {"eager": ("eager", "eager"), "sdpa": ("sdpa", "pargo_packed")}.items():
         model.set_attn_implementation(choice)
-        with pytest.raises(ValueError, match='attn_implementation="foo"` is not supported for vision_config'):
+        with pytest.raises(
+            ValueError, match='attn_implementation="foo"` is not supported for vision_config'
+        ):
             model.set_attn_implementation({"vision_config": "foo"})
         assert model.vision.backbone.config._attn_implementation == expected[0]
         assert model.llm.config._attn_implementation == expected[1]

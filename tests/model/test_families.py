@@ -1,8 +1,8 @@
-"""Every family of causal language models trains exactly or is refused, on every line of transformers; docs/models.md
-says which.
+"""Every family of causal language models trains exactly or is refused, on every line of
+transformers; docs/models.md says which.
 
-To renew the table of docs/models.md: `python tests/model/test_families.py A.json B.json C.json` prints it from what
-family_worker.py wrote under each line.
+To renew the table of docs/models.md: `python tests/model/test_families.py A.json B.json C.json`
+prints it from what family_worker.py wrote under each line.
 """
 
 import json
@@ -15,7 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINES = ("4.57.6", "5.17.0", "5.24.0")
-WORDS = {"packed": "one row", "rows": "padded rows", "refused": "refused", "unknown": "—", "broken": "broken"}
+WORDS = {
+    "packed": "one row",
+    "rows": "padded rows",
+    "refused": "refused",
+    "unknown": "—",
+    "broken": "broken",
+}
 WANTED = "qwen2_moe qwen3_moe qwen3_next gpt_oss olmoe phimoe granitemoe falcon_h1 jamba"
 """Families that must train on one road or the other."""
 
@@ -27,10 +33,16 @@ def word(result: dict) -> str:
 def documented(version: str) -> dict[str, str]:
     """Family -> word, of one column of the table in docs/models.md."""
     lines = (ROOT / "docs/models.md").read_text(encoding="utf-8").splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
     head = next(row for row in rows if row[0] == "family")
     return {
-        row[0]: row[head.index(version)] for row in rows if len(row) == len(head) and row[0] not in ("family", "---")
+        row[0]: row[head.index(version)]
+        for row in rows
+        if len(row) == len(head) and row[0] not in ("family", "---")
     }
 
 
@@ -50,9 +62,12 @@ def test_every_family_is_exact_or_refused_as_the_docs_say(version, tmp_path):
     assert found["transformers"] == version
     families = found["families"]
     assert {name: one["why"] for name, one in families.items() if one["verdict"] == "failed"} == {}
-    # Measured: 1.9e-5 at most, in families that transformers computes in float32; a leak is 1e-1 and more.
+    # Measured: 1.9e-5 at most, in families that transformers computes in float32; a leak is 1e-1
+    # and more.
     wrong = {
-        n: one for n, one in families.items() if max(one.get(k, 0) for k in ("logits", "gradients", "loss")) > 1e-4
+        n: one
+        for n, one in families.items()
+        if max(one.get(k, 0) for k in ("logits", "gradients", "loss")) > 1e-4
     }
     assert wrong == {}
     assert {name: word(families[name]) for name in WANTED.split()}.items() <= {
@@ -63,7 +78,10 @@ def test_every_family_is_exact_or_refused_as_the_docs_say(version, tmp_path):
 
 def table(results: list[dict]) -> str:
     """The table of docs/models.md from what family_worker.py wrote, line by line."""
-    lines = [f"| family | {' | '.join(one['transformers'] for one in results)} |", "| --- | --- | --- | --- |"]
+    lines = [
+        f"| family | {' | '.join(one['transformers'] for one in results)} |",
+        "| --- | --- | --- | --- |",
+    ]
     for name in results[0]["families"]:
         lines.append(f"| {name} | {' | '.join(word(one['families'][name]) for one in results)} |")
     return "\n".join(lines)

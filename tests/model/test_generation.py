@@ -1,4 +1,4 @@
-"""Generation in transformers' modes, on prompts with pictures, against plain loops over `forward`."""
+"""Generation in transformers' modes, on prompts with images, against plain loops over `forward`."""
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ from tests.model.family_worker import tiny_pargo
 from tests.model.llm_families import architecture
 
 
-def one_by_one(model, processor, conversations, pictures, **options):
+def one_by_one(model, processor, conversations, images, **options):
     texts = []
-    for turns, own in zip(conversations, pictures, strict=True):
+    for turns, own in zip(conversations, images, strict=True):
         batch = processor.apply_chat_template(
             turns, images=own, add_generation_prompt=True, tokenize=True, return_tensors="pt"
         )
@@ -30,8 +30,11 @@ def one_by_one(model, processor, conversations, pictures, **options):
 
 
 @pytest.fixture
-def pictures(processor, conversations, picture):
-    return [[picture(10 * i + k) for k in range(processor.num_images(c))] for i, c in enumerate(conversations)]
+def images(processor, conversations, image):
+    return [
+        [image(10 * i + k) for k in range(processor.num_images(c))]
+        for i, c in enumerate(conversations)
+    ]
 
 
 def trimmed(row, stop):
@@ -39,49 +42,57 @@ def trimmed(row, stop):
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_left_padded_batch_generates_what_one_by_one_does(model, processor, conversations, pictures, use_cache):
+def test_left_padded_batch_generates_what_one_by_one_does(
+    model, processor, conversations, images, use_cache
+):
     options = {"max_new_tokens": 12, "do_sample": False, "use_cache": use_cache}
     batch = processor.apply_chat_template(
-        conversations, images=pictures, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        conversations, images=images, add_generation_prompt=True, tokenize=True, return_tensors="pt"
     )
     assert batch["attention_mask"][1, 0] == 0  # unequal prompts, padded on the left
     together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
-    alone = one_by_one(model, processor, conversations, pictures, **options)
+    alone = one_by_one(model, processor, conversations, images, **options)
     stop = processor.tokenizer.eos_token_id
     assert [trimmed(row, stop) for row in together] == [trimmed(rows[0], stop) for rows in alone]
     assert len({tuple(row) for row in together}) > 1  # the prompts do make a difference
 
 
-def test_cache_and_full_recomputation_generate_the_same(model, processor, conversations, pictures):
+def test_cache_and_full_recomputation_generate_the_same(model, processor, conversations, images):
     options = {"max_new_tokens": 12, "do_sample": False}
-    cached = one_by_one(model, processor, conversations, pictures, use_cache=True, **options)
-    assert cached == one_by_one(model, processor, conversations, pictures, use_cache=False, **options)
+    cached = one_by_one(model, processor, conversations, images, use_cache=True, **options)
+    assert cached == one_by_one(model, processor, conversations, images, use_cache=False, **options)
 
 
-def test_the_picture_changes_the_answer_and_is_encoded_once(model, processor, conversations, picture):
+def test_the_image_changes_the_answer_and_is_encoded_once(model, processor, conversations, image):
     calls = []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
-    answers = one_by_one(model, processor, conversations[:1] * 2, [[picture(1)], [picture(2)]], max_new_tokens=8)
+    answers = one_by_one(
+        model, processor, conversations[:1] * 2, [[image(1)], [image(2)]], max_new_tokens=8
+    )
     assert calls == [1, 1]
     assert answers[0] != answers[1]
 
 
-def test_beams_repeat_the_pictures_of_a_row_as_one_block(model, processor, conversations, pictures):
+def test_beams_repeat_the_images_of_a_row_as_one_block(model, processor, conversations, images):
     options = {"max_new_tokens": 6, "do_sample": False, "num_beams": 3, "num_return_sequences": 2}
     stop = processor.tokenizer.eos_token_id
     batch = processor.apply_chat_template(
-        conversations, images=pictures, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+        conversations, images=images, add_generation_prompt=True, tokenize=True, return_tensors="pt"
     )
     together = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :].tolist()
-    alone = [row for rows in one_by_one(model, processor, conversations, pictures, **options) for row in rows]
+    alone = [
+        row
+        for rows in one_by_one(model, processor, conversations, images, **options)
+        for row in rows
+    ]
     assert [trimmed(row, stop) for row in together] == [trimmed(row, stop) for row in alone]
 
 
 def test_image_token_is_never_generated_and_repetition_penalty_stays_in_range(
-    model, processor, conversations, pictures
+    model, processor, conversations, images
 ):
     answers = one_by_one(
-        model, processor, conversations, pictures, max_new_tokens=8, do_sample=True, temperature=50.0,
+        model, processor, conversations, images, max_new_tokens=8, do_sample=True, temperature=50.0,
         repetition_penalty=1.3,
     )  # fmt: skip
     assert all(processor.image_token_id not in row for rows in answers for row in rows)
@@ -100,8 +111,10 @@ MODES = {
 
 
 @pytest.fixture(params=["outside", "inside"])
-def asked(request, make_model, processor, conversations, pictures):
-    """(model, batch of two prompts with 1 and 2 pictures): the image token outside of the vocabulary, and inside."""
+def asked(request, make_model, processor, conversations, images):
+    """(model, batch of two prompts with 1 and 2 images): the image token outside of the vocabulary,
+    and inside.
+    """
     text = make_model().config.text_config.to_dict()
     if request.param == "inside":
         text["vocab_size"] += 8
@@ -111,7 +124,7 @@ def asked(request, make_model, processor, conversations, pictures):
     two = [0, 2]
     return model, dict(
         processor.apply_chat_template(
-            [conversations[i] for i in two], images=[pictures[i] for i in two], add_generation_prompt=True,
+            [conversations[i] for i in two], images=[images[i] for i in two], add_generation_prompt=True,
             tokenize=True, return_tensors="pt",
         )
     )  # fmt: skip
@@ -129,11 +142,19 @@ def new_tokens(model, batch, **options):
 def test_each_mode_answers_as_the_llm_alone_does_from_the_merged_embeddings(asked, mode):
     model, batch = asked
     options = {"max_new_tokens": 8, **MODES[mode]}
-    embeds = model.merge_pictures(batch["input_ids"], batch["pixel_values"])
-    never = [model.config.image_token_id] if model.config.image_token_id < model.config.text_config.vocab_size else None
+    embeds = model.merge_images(batch["input_ids"], batch["pixel_values"])
+    never = (
+        [model.config.image_token_id]
+        if model.config.image_token_id < model.config.text_config.vocab_size
+        else None
+    )
     torch.manual_seed(0)
     expected = LlamaForCausalLM.generate(
-        model.llm, inputs_embeds=embeds, attention_mask=batch["attention_mask"], suppress_tokens=never, **options
+        model.llm,
+        inputs_embeds=embeds,
+        attention_mask=batch["attention_mask"],
+        suppress_tokens=never,
+        **options,
     )
     assert torch.equal(new_tokens(model, batch, **options), expected)
     torch.manual_seed(0)
@@ -141,12 +162,16 @@ def test_each_mode_answers_as_the_llm_alone_does_from_the_merged_embeddings(aske
     assert torch.equal(ours, expected)
 
 
-@pytest.mark.parametrize("options", [{"max_new_tokens": 8}, {"generation_config": GenerationConfig(max_new_tokens=8)}])
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": 8}, {"generation_config": GenerationConfig(max_new_tokens=8)}]
+)
 def test_the_image_token_is_never_chosen_however_likely(asked, options):
     model, batch = asked
     with torch.no_grad():  # an image token inside of the vocabulary becomes the likeliest word
         if model.config.image_token_id < model.config.text_config.vocab_size:
-            model.set_output_embeddings(torch.nn.Linear(32, model.config.text_config.vocab_size, dtype=torch.double))
+            model.set_output_embeddings(
+                torch.nn.Linear(32, model.config.text_config.vocab_size, dtype=torch.double)
+            )
             model.llm.lm_head.bias[model.config.image_token_id] = 100.0
             assert int(model(**batch).logits[0, -1].argmax()) == model.config.image_token_id
     found = new_tokens(model, batch, suppress_tokens=[7], **options)
@@ -154,17 +179,25 @@ def test_the_image_token_is_never_chosen_however_likely(asked, options):
 
 
 def greedy_with_penalty(model, batch, penalty, count):
-    """Row by row, without a cache: words of the prompt and of the answer are penalised, the image token is no word."""
+    """Row by row, without a cache: words of the prompt and of the answer are penalised, the image
+    token is no word.
+    """
     rows, first = [], 0
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         ids = ids[mask.bool()]
         images = int((ids == model.config.image_token_id).sum()) // model.config.visual_tokens
         pixels, first = batch["pixel_values"][first : first + images], first + images
         start = len(ids)
-        while len(ids) < start + count and int(ids[-1]) != model.generation_config.eos_token_id or len(ids) == start:
+        while (
+            len(ids) < start + count
+            and int(ids[-1]) != model.generation_config.eos_token_id
+            or len(ids) == start
+        ):
             logits = model(input_ids=ids[None], pixel_values=pixels).logits[0, -1].clone()
             words = ids[ids != model.config.image_token_id].unique()
-            logits[words] = torch.where(logits[words] < 0, logits[words] * penalty, logits[words] / penalty)
+            logits[words] = torch.where(
+                logits[words] < 0, logits[words] * penalty, logits[words] / penalty
+            )
             if model.config.image_token_id < len(logits):
                 logits[model.config.image_token_id] = -torch.inf
             ids = torch.cat([ids, logits.argmax()[None]])
@@ -172,9 +205,11 @@ def greedy_with_penalty(model, batch, penalty, count):
     return rows
 
 
-def test_a_repetition_penalty_counts_the_words_of_the_prompt_and_not_its_pictures(asked):
+def test_a_repetition_penalty_counts_the_words_of_the_prompt_and_not_its_images(asked):
     model, batch = asked
-    batch["attention_mask"][:, 0] = batch["attention_mask"][:, 0]  # padding counts as a word for transformers
+    batch["attention_mask"][:, 0] = batch["attention_mask"][
+        :, 0
+    ]  # padding counts as a word for transformers
     one = {name: value[1:] for name, value in batch.items() if name != "pixel_values"}
     one["pixel_values"] = batch["pixel_values"][1:]
     found = new_tokens(model, one, max_new_tokens=8, do_sample=False, repetition_penalty=1.5)
@@ -205,7 +240,9 @@ def test_processors_that_read_the_prompt_stay_within_the_vocabulary(asked, name)
 
 
 def one_row(batch):
-    return {name: value[1:] for name, value in batch.items()}  # the second prompt, and its two pictures
+    return {
+        name: value[1:] for name, value in batch.items()
+    }  # the second prompt, and its two images
 
 
 def drafters(model, make_model):
@@ -220,13 +257,17 @@ def drafters(model, make_model):
     }
 
 
-@pytest.mark.parametrize("name", ["prompt lookup", "itself", "another ParGo", "a text model", "its first layer"])
+@pytest.mark.parametrize(
+    "name", ["prompt lookup", "itself", "another ParGo", "a text model", "its first layer"]
+)
 def test_drafted_words_do_not_change_the_greedy_answer(asked, make_model, name):
     model, batch = asked
     row = one_row(batch)
     expected = new_tokens(model, row, max_new_tokens=10, do_sample=False)
     draft = drafters(model, make_model)[name]
-    assert torch.equal(new_tokens(model, row, max_new_tokens=10, do_sample=False, **draft), expected)
+    assert torch.equal(
+        new_tokens(model, row, max_new_tokens=10, do_sample=False, **draft), expected
+    )
     sampled = new_tokens(model, row, max_new_tokens=10, do_sample=True, temperature=5.0, **draft)
     assert not (sampled == model.config.image_token_id).any()
 
@@ -234,14 +275,24 @@ def test_drafted_words_do_not_change_the_greedy_answer(asked, make_model, name):
 # A conversation that goes on from a cache
 
 
-def continued(model, processor, conversations, picture, keep):
-    """A second turn with a picture of its own, from the cache of the first; `keep`: which pictures are given."""
+def continued(model, processor, conversations, image, keep):
+    """A second turn with an image of its own, from the cache of the first; `keep`: which images are
+    given.
+    """
     first = [{"role": "user", "content": "<image>What colour is it?"}]
-    both = [*first, {"role": "assistant", "content": "red"}, {"role": "user", "content": "<image>And this?"}]
-    images = [picture(1), picture(2)]
+    both = [
+        *first,
+        {"role": "assistant", "content": "red"},
+        {"role": "user", "content": "<image>And this?"},
+    ]
+    images = [image(1), image(2)]
     start, whole = (
         processor.apply_chat_template(
-            turns, images=images[: 1 + (turns is both)], add_generation_prompt=False, tokenize=True, return_tensors="pt"
+            turns,
+            images=images[: 1 + (turns is both)],
+            add_generation_prompt=False,
+            tokenize=True,
+            return_tensors="pt",
         )
         for turns in (first, both)
     )
@@ -250,24 +301,30 @@ def continued(model, processor, conversations, picture, keep):
     return start, whole, given, cache
 
 
-@pytest.mark.parametrize("keep", [slice(0, 2), slice(1, 2)], ids=["all pictures", "the new picture"])
-def test_a_cached_conversation_goes_on_with_all_its_pictures_or_the_new_ones(
-    asked, processor, conversations, picture, keep
+@pytest.mark.parametrize("keep", [slice(0, 2), slice(1, 2)], ids=["all images", "the new image"])
+def test_a_cached_conversation_goes_on_with_all_its_images_or_the_new_ones(
+    asked, processor, conversations, image, keep
 ):
     model, _ = asked
-    start, whole, given, cache = continued(model, processor, conversations, picture, keep)
+    start, whole, given, cache = continued(model, processor, conversations, image, keep)
     expected = new_tokens(model, whole, max_new_tokens=6, do_sample=False)
-    assert torch.equal(new_tokens(model, given, past_key_values=cache, max_new_tokens=6, do_sample=False), expected)
+    assert torch.equal(
+        new_tokens(model, given, past_key_values=cache, max_new_tokens=6, do_sample=False), expected
+    )
 
 
-def test_forward_takes_the_last_pictures_of_a_conversation_whose_first_ones_are_cached(
-    asked, processor, conversations, picture
+def test_forward_takes_the_last_images_of_a_conversation_whose_first_ones_are_cached(
+    asked, processor, conversations, image
 ):
     model, _ = asked
-    start, whole, given, cache = continued(model, processor, conversations, picture, slice(0, 2))
+    start, whole, given, cache = continued(model, processor, conversations, image, slice(0, 2))
     new = whole["input_ids"][:, start["input_ids"].shape[1] :]
-    logits = model(input_ids=new, pixel_values=given["pixel_values"], past_key_values=cache, use_cache=True).logits
-    torch.testing.assert_close(logits, model(**whole).logits[:, start["input_ids"].shape[1] :], rtol=0, atol=1e-10)
+    logits = model(
+        input_ids=new, pixel_values=given["pixel_values"], past_key_values=cache, use_cache=True
+    ).logits
+    torch.testing.assert_close(
+        logits, model(**whole).logits[:, start["input_ids"].shape[1] :], rtol=0, atol=1e-10
+    )
     with pytest.raises(ValueError, match="two names of one argument"):
         model(input_ids=new[:, :1], past_key_values=cache, cache=type(cache)())
 
@@ -283,17 +340,29 @@ def test_forward_and_generation_give_plain_logits_of_the_llms_vocabulary(asked):
     entropy = torch.distributions.Categorical(logits=logits).entropy()
     assert torch.isfinite(entropy).all()
     found = model.generate(
-        **batch, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True, output_scores=True
+        **batch,
+        max_new_tokens=4,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        output_scores=True,
     )
     assert all(step.shape == (2, size) and torch.isfinite(step).all() for step in found.logits)
     scores = model.compute_transition_scores(found.sequences, found.scores, normalize_logits=True)
     assert torch.isfinite(scores).all()
     beams = model.generate(
-        **batch, max_new_tokens=4, num_beams=2, do_sample=False, return_dict_in_generate=True, output_scores=True
+        **batch,
+        max_new_tokens=4,
+        num_beams=2,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_scores=True,
     )
     transitions = model.compute_transition_scores(beams.sequences, beams.scores, beams.beam_indices)
     length = (transitions < 0).sum(1)
-    torch.testing.assert_close(transitions.sum(1) / length, beams.sequences_scores, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        transitions.sum(1) / length, beams.sequences_scores, rtol=1e-6, atol=0
+    )
 
 
 class Kept(BaseStreamer):
@@ -324,26 +393,28 @@ def test_custom_decoding_loops_work(asked):
         )
 
     expected = new_tokens(model, batch, max_new_tokens=6, do_sample=False)
-    assert torch.equal(new_tokens(model, batch, max_new_tokens=6, do_sample=False, custom_generate=loop), expected)
+    assert torch.equal(
+        new_tokens(model, batch, max_new_tokens=6, do_sample=False, custom_generate=loop), expected
+    )
 
 
 # Bad input
 
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
-def test_generation_with_another_number_of_pictures_is_an_error(asked, options):
+def test_generation_with_another_number_of_images_is_an_error(asked, options):
     model, batch = asked
     if "prompt_lookup_num_tokens" in options:
         batch = one_row(batch)
     batch["pixel_values"] = batch["pixel_values"][:1]
-    with pytest.raises(ValueError, match=r"pictures"):
+    with pytest.raises(ValueError, match=r"images"):
         model.generate(**batch, max_new_tokens=2, do_sample=False, **options)
     del batch["pixel_values"]
-    with pytest.raises(ValueError, match="but 0 pictures"):
+    with pytest.raises(ValueError, match="but 0 images"):
         model.generate(**batch, max_new_tokens=2, do_sample=False, **options)
 
 
-def test_pictures_beside_embeddings_need_to_know_their_places(asked):
+def test_images_beside_embeddings_need_to_know_their_places(asked):
     model, batch = asked
     ids, pixels = batch["input_ids"], batch["pixel_values"]
     is_image = ids == model.config.image_token_id
@@ -352,19 +423,30 @@ def test_pictures_beside_embeddings_need_to_know_their_places(asked):
     given = {"attention_mask": batch["attention_mask"], "pixel_values": pixels}
     assert torch.equal(model(inputs_embeds=words, image_mask=is_image, **given).logits, expected)
     if model.config.image_token_id < model.config.text_config.vocab_size:
-        assert torch.equal(model(inputs_embeds=model.get_input_embeddings()(ids), **given).logits, expected)
+        assert torch.equal(
+            model(inputs_embeds=model.get_input_embeddings()(ids), **given).logits, expected
+        )
     else:
         with pytest.raises(ValueError, match="outside the LLM's vocabulary of .* give image_mask"):
             model(inputs_embeds=words, **given)
 
 
 def test_a_static_cache_gives_an_assembled_model_its_own_masks():
-    """An LLM that is handed over has a configuration of its own; families with kinds of layers read the model's."""
+    """An LLM that is handed over has a configuration of its own; families with kinds of layers read
+    the model's.
+    """
     torch.manual_seed(0)
     text = AutoConfig.for_model(**architecture("qwen3"))
-    model = ParGoForConditionalGeneration(tiny_pargo(text), llm=AutoModelForCausalLM.from_config(text)).eval()
+    model = ParGoForConditionalGeneration(
+        tiny_pargo(text), llm=AutoModelForCausalLM.from_config(text)
+    ).eval()
     ids = torch.randint(3, 90, (1, 11))
-    asked = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    asked = {
+        "max_new_tokens": 4,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     asked |= {"eos_token_id": None, "attention_mask": torch.ones_like(ids)}
     logits = [
         torch.stack(model.generate(input_ids=ids, **asked, **cache).logits)[..., :97]

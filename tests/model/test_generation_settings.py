@@ -33,9 +33,19 @@ ODD = {
 SOUND = [
     {"do_sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 20, "repetition_penalty": 1.05},
     {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "num_return_sequences": 2},
-    {"eos_token_id": [151645, 151643], "pad_token_id": 151643, "suppress_tokens": [5], "forced_bos_token_id": 3},
+    {
+        "eos_token_id": [151645, 151643],
+        "pad_token_id": 151643,
+        "suppress_tokens": [5],
+        "forced_bos_token_id": 3,
+    },
     {"cache_implementation": "hybrid"},  # Gemma 2 and 3
-    {"do_sample": True, "chat_format": "chatml", "max_window_size": 24000, "user_token_id": 195},  # Qwen 1
+    {
+        "do_sample": True,
+        "chat_format": "chatml",
+        "max_window_size": 24000,
+        "user_token_id": 195,
+    },  # Qwen 1
     {"auto_map": {"AutoConfig": "configuration.Config"}, "trust_remote_code": True},
 ]
 
@@ -47,7 +57,11 @@ def published(folder, settings: dict) -> GenerationConfig:
 
 
 def said_by(settings: GenerationConfig) -> dict:
-    return {name: value for name, value in settings.to_diff_dict().items() if name != "transformers_version"}
+    return {
+        name: value
+        for name, value in settings.to_diff_dict().items()
+        if name != "transformers_version"
+    }
 
 
 @pytest.mark.parametrize("kind", ODD)
@@ -74,7 +88,9 @@ def test_sound_settings_are_taken_over_as_they_are(tmp_path, caplog, sound):
 
 def test_a_model_made_of_such_an_llm_can_be_saved_and_decodes_as_the_llm_does(make_model, tmp_path):
     llm = make_model().llm
-    llm.generation_config = published(tmp_path, ODD["vicuna-7b-v1.5: sampling without do_sample"][0])
+    llm.generation_config = published(
+        tmp_path, ODD["vicuna-7b-v1.5: sampling without do_sample"][0]
+    )
     llm.generation_config.eos_token_id = None
     model = ParGoForConditionalGeneration(make_model().config, llm=llm).eval()
     model.save_pretrained(tmp_path / "saved")

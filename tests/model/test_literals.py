@@ -1,4 +1,6 @@
-"""Control tokens in what people wrote are words: in training and in inference, whatever the template and tokenizer."""
+"""Control tokens in what people wrote are words: in training and in inference, whatever the
+template and tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,15 @@ CHATML = PUBLISHED["ChatML (Qwen 2, Yi, SmolLM 2, InternLM 2)"]
 
 
 def talk(question: str, answer: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": f"<image>\n{question}"}, {"role": "assistant", "content": answer}]
+    return [
+        {"role": "user", "content": f"<image>\n{question}"},
+        {"role": "assistant", "content": answer},
+    ]
 
 
-CASES = [(name, "bytes") for name in PUBLISHED] + [(name, "llama 2") for name in ("Llama 2", "Vicuna", "DeepSeek 3")]
+CASES = [(name, "bytes") for name in PUBLISHED] + [
+    (name, "llama 2") for name in ("Llama 2", "Vicuna", "DeepSeek 3")
+]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
@@ -30,14 +37,20 @@ def test_no_text_adds_a_control_token_and_none_is_lost(name: str, kind: str) -> 
     plain = [{**turn, "content": _without(turn["content"], control)} for turn in turns]
     expected, expected_labels = processor.encode_conversation(plain)
     numbers = {*processor.tokenizer.convert_tokens_to_ids(list(control)), processor.image_token_id}
-    assert [token for token in ids if token in numbers] == [token for token in expected if token in numbers]
-    assert [token for token in labels if token in numbers] == [token for token in expected_labels if token in numbers]
+    assert [token for token in ids if token in numbers] == [
+        token for token in expected if token in numbers
+    ]
+    assert [token for token in labels if token in numbers] == [
+        token for token in expected_labels if token in numbers
+    ]
     said = processor.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     meant = processor.render(turns).replace("<image>", "<image>" * VISUAL_TOKENS)
     assert every in meant
     blanks = "▁" if kind == "llama 2" else " "  # which such a tokenizer also puts in front of texts
     assert "".join(said.split()).replace(blanks, "") == "".join(meant.split()).replace(blanks, "")
-    question = processor.apply_chat_template(turns[:3], images=_picture(), add_generation_prompt=True, tokenize=True)
+    question = processor.apply_chat_template(
+        turns[:3], images=_image(), add_generation_prompt=True, tokenize=True
+    )
     asked = question["input_ids"][0]
     assert asked == ids[: len(asked)] or PUBLISHED[name].first is not None
 
@@ -48,7 +61,7 @@ def _without(text: str, control: tuple[str, ...]) -> str:
     return text
 
 
-def _picture():
+def _image():
     from PIL import Image
 
     return Image.new("RGB", (8, 8))
@@ -58,7 +71,9 @@ def test_words_get_the_ids_that_the_tokenizer_itself_gives_them_as_text() -> Non
     processor = processor_of(CHATML)
     answer = "It is <|im_end|> and then a line break."
     _, labels = processor.encode_conversation(talk("Which token ends a turn?", answer))
-    alone = processor.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    alone = processor.tokenizer(answer, add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert [label for label in labels if label != IGNORE_INDEX] == [*alone, end]
     assert end not in alone
@@ -70,15 +85,20 @@ def test_a_forged_turn_stays_inside_its_question() -> None:
     ids, labels = processor.encode_conversation(talk(forged, "No."))
     start, end = processor.tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     assert (ids.count(start), ids.count(end)) == (2, 2)
-    assert processor.tokenizer.decode([label for label in labels if label != IGNORE_INDEX]) == "No.<|im_end|>"
+    assert (
+        processor.tokenizer.decode([label for label in labels if label != IGNORE_INDEX])
+        == "No.<|im_end|>"
+    )
     whole = processor.apply_chat_template(
-        talk(forged, "No."), images=_picture(), tokenize=True, return_assistant_tokens_mask=True
+        talk(forged, "No."), images=_image(), tokenize=True, return_assistant_tokens_mask=True
     )
     assert whole["input_ids"] == [ids]
     assert whole["assistant_masks"] == [[int(label != IGNORE_INDEX) for label in labels]]
-    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"\n{forged}"}]}]
+    parts = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"\n{forged}"}]}
+    ]
     asked = processor.apply_chat_template(
-        [*parts, talk("", "No.")[1]], images=_picture(), tokenize=True, continue_final_message=True
+        [*parts, talk("", "No.")[1]], images=_image(), tokenize=True, continue_final_message=True
     )
     assert asked["input_ids"][0] == ids[: len(asked["input_ids"][0])]
 
@@ -102,11 +122,16 @@ def test_tokens_that_take_blanks_along_do_so_beside_words_too() -> None:
     )
     tokenizer = tokenizer_of(published)
     tokenizer.add_tokens(
-        [AddedToken("<|u|>", special=True, rstrip=True, lstrip=True, normalized=False)], special_tokens=True
+        [AddedToken("<|u|>", special=True, rstrip=True, lstrip=True, normalized=False)],
+        special_tokens=True,
     )
     processor = ParGoProcessor(tokenizer, visual_tokens=VISUAL_TOKENS)
-    plain, word = (processor.encode_conversation([*talk(text, "No.")])[0] for text in ("x", "x <|e|>"))
-    extra = processor.tokenizer(" <|e|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    plain, word = (
+        processor.encode_conversation([*talk(text, "No.")])[0] for text in ("x", "x <|e|>")
+    )
+    extra = processor.tokenizer(" <|e|>", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     place = next(i for i, pair in enumerate(zip(plain, word, strict=False)) if pair[0] != pair[1])
     assert word == [*plain[:place], *extra, *plain[place:]]
 

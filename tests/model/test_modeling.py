@@ -13,13 +13,13 @@ def answered(turns):
 
 
 @pytest.fixture
-def samples(processor, conversations, picture):
+def samples(processor, conversations, image):
     """(ids, labels, pixels) of each answered conversation."""
     out = []
     for turns in conversations:
         ids, labels = processor.encode_conversation(answered(turns))
-        pictures = [picture(len(out) + i) for i in range(processor.num_images(turns))]
-        pixels = torch.stack([processor.pixels(p) for p in pictures]) if pictures else None
+        images = [image(len(out) + i) for i in range(processor.num_images(turns))]
+        pixels = torch.stack([processor.pixels(p) for p in images]) if images else None
         out.append((torch.tensor([ids]), torch.tensor([labels]), pixels))
     return out
 
@@ -53,7 +53,7 @@ def test_packed_logits_equal_those_of_separate_samples(model, samples):
 def test_changing_one_packed_sample_leaves_the_others_logits_alone(model, samples):
     batch = packed(samples)
     before = model(**batch).logits[0]
-    batch["pixel_values"][0] = 255 - batch["pixel_values"][0]  # the only picture of sample 0
+    batch["pixel_values"][0] = 255 - batch["pixel_values"][0]  # the only image of sample 0
     after = model(**batch).logits[0]
     first = batch["cu_seqlens"][1]
     assert not torch.equal(before[:first], after[:first])
@@ -61,7 +61,9 @@ def test_changing_one_packed_sample_leaves_the_others_logits_alone(model, sample
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_packed_loss_is_the_mean_over_targets_of_a_full_logits_oracle(model, samples, checkpointing):
+def test_packed_loss_is_the_mean_over_targets_of_a_full_logits_oracle(
+    model, samples, checkpointing
+):
     model = model.double()
     terms = []
     for ids, labels, pixels in samples:
@@ -112,14 +114,16 @@ def test_text_only_pack_runs_the_vision_and_gives_the_projector_zero_gradients(m
     model.projector.register_forward_hook(lambda *_: calls.append("projector"))
     plain = model(input_ids=ids, labels=labels).loss
     assert calls == []
-    loss = model(input_ids=ids, labels=labels, pixel_values=torch.zeros(0, 3, 32, 32, dtype=torch.uint8)).loss
+    loss = model(
+        input_ids=ids, labels=labels, pixel_values=torch.zeros(0, 3, 32, 32, dtype=torch.uint8)
+    ).loss
     loss.backward()
     assert calls == ["vision", "projector"]
     assert torch.equal(loss, plain)
     assert all(p.grad is not None and not p.grad.any() for p in model.projector.parameters())
 
 
-def test_vision_runs_once_for_a_pack_of_many_pictures(model, samples):
+def test_vision_runs_once_for_a_pack_of_many_images(model, samples):
     calls = []
     model.vision.register_forward_hook(lambda *_: calls.append(1))
     model(**packed(samples), labels=labels_of(samples))
@@ -133,19 +137,28 @@ def test_frozen_llm_and_vision_still_train_the_projector_in_bf16(model, samples)
     model.gradient_checkpointing_enable()
     model.train()
     model(**packed(samples), labels=labels_of(samples)).loss.backward()
-    silent = [name for name, p in model.projector.named_parameters() if p.grad is None or not p.grad.any()]
+    silent = [
+        name for name, p in model.projector.named_parameters() if p.grad is None or not p.grad.any()
+    ]
     assert silent == []
     assert all(p.grad is None for p in model.llm.parameters())
 
 
-def test_labels_give_the_logits_as_well_as_the_loss_unless_the_loss_alone_is_asked_for(model, samples):
+def test_labels_give_the_logits_as_well_as_the_loss_unless_the_loss_alone_is_asked_for(
+    model, samples
+):
     batch, labels = packed(samples), labels_of(samples)
-    both, loss_alone = model(**batch, labels=labels), model(**batch, labels=labels, return_logits=False)
+    both, loss_alone = (
+        model(**batch, labels=labels),
+        model(**batch, labels=labels, return_logits=False),
+    )
     torch.testing.assert_close(both.logits, model(**batch).logits)
     torch.testing.assert_close(both.loss, loss_alone.loss)
     assert loss_alone.logits is None
     assert both.num_targets is None  # transformers' Trainer gathers all that is beside the loss
-    torch.testing.assert_close(model(**batch, labels=labels, logits_to_keep=3).logits, both.logits[:, -3:])
+    torch.testing.assert_close(
+        model(**batch, labels=labels, logits_to_keep=3).logits, both.logits[:, -3:]
+    )
     torch.testing.assert_close(model(**batch, logits_to_keep=3).logits, both.logits[:, -3:])
 
 
@@ -168,7 +181,9 @@ def test_llms_that_rescale_logits_are_asked_to_do_so(make_model, processor, samp
         "initializer_range": 0.3,
     }  # fmt: skip
     if kind == "gemma2":
-        text = Gemma2Config(**sizes, head_dim=8, final_logit_softcapping=2.0, attn_implementation="eager")
+        text = Gemma2Config(
+            **sizes, head_dim=8, final_logit_softcapping=2.0, attn_implementation="eager"
+        )
     else:
         text = CohereConfig(**sizes, logit_scale=0.125)
     model = make_model(text_config=text)
@@ -177,17 +192,21 @@ def test_llms_that_rescale_logits_are_asked_to_do_so(make_model, processor, samp
     if kind == "gemma2":
         assert logits.abs().max() <= 2
     expected = F.cross_entropy(logits[0, :-1], labels[0, 1:])
-    torch.testing.assert_close(model(input_ids=ids, labels=labels, pixel_values=pixels).loss, expected)
+    torch.testing.assert_close(
+        model(input_ids=ids, labels=labels, pixel_values=pixels).loss, expected
+    )
 
 
 # Bad input
 
 
-def test_wrong_number_of_pictures_is_an_error(model, samples):
+def test_wrong_number_of_images_is_an_error(model, samples):
     ids, _, pixels = samples[0]
-    with pytest.raises(ValueError, match="6 image tokens .* but 2 pictures of 6 visual tokens each: expected 12"):
+    with pytest.raises(
+        ValueError, match="6 image tokens .* but 2 images of 6 visual tokens each: expected 12"
+    ):
         model(input_ids=ids, pixel_values=pixels.repeat(2, 1, 1, 1))
-    with pytest.raises(ValueError, match="6 image tokens .* but 0 pictures"):
+    with pytest.raises(ValueError, match="6 image tokens .* but 0 images"):
         model(input_ids=ids)
 
 
@@ -212,11 +231,13 @@ def test_prebuilt_parts_are_not_initialised_again(make_config, make_model):
     assert model.generation_config.max_length == 77
 
 
-def test_image_tokens_among_the_labels_are_no_targets(model, processor, picture):
+def test_image_tokens_among_the_labels_are_no_targets(model, processor, image):
     """Collators that copy input_ids to labels; the image token may even lie outside the vocabulary."""
     turns = [{"role": "user", "content": "<image>What colour is it?"}]
-    batch = processor.apply_chat_template(turns, images=picture(), tokenize=True, return_tensors="pt")
+    batch = processor.apply_chat_template(turns, images=image(), tokenize=True, return_tensors="pt")
     labels = batch["input_ids"].clone()
     without = labels.masked_fill(labels == model.config.image_token_id, -100)
     assert torch.equal(model(**batch, labels=labels).loss, model(**batch, labels=without).loss)
-    assert labels[labels == model.config.image_token_id].numel() > 0  # the caller's own are as they were
+    assert (
+        labels[labels == model.config.image_token_id].numel() > 0
+    )  # the caller's own are as they were

@@ -1,4 +1,6 @@
-"""The LLM's attention over a packed row equals transformers' masked SDPA on both roads, and no sample sees another."""
+"""The LLM's attention over a packed row equals transformers' masked SDPA on both roads, and no
+sample sees another.
+"""
 
 import copy
 
@@ -31,7 +33,10 @@ SIZES = {
 }
 
 
-@pytest.fixture(params=[(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)], ids=["llama", "qwen2"])
+@pytest.fixture(
+    params=[(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)],
+    ids=["llama", "qwen2"],
+)
 def llm(request):
     config, model = request.param
     torch.manual_seed(0)
@@ -46,7 +51,12 @@ def packed_inputs(lengths):
         "input_ids": torch.randint(0, 50, (1, sum(lengths))),
         "position_ids": torch.cat([torch.arange(n) for n in lengths])[None],
         "use_cache": False,
-    }, {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": max(lengths), "max_length_k": max(lengths)}
+    }, {
+        "cu_seq_lens_q": bounds,
+        "cu_seq_lens_k": bounds,
+        "max_length_q": max(lengths),
+        "max_length_k": max(lengths),
+    }
 
 
 def logits_and_gradients(llm, inputs):
@@ -63,7 +73,7 @@ def test_packed_attention_equals_masked_sdpa_forward_and_backward(llm, lengths, 
     expected, expected_gradients = logits_and_gradients(llm, inputs)
     use_packed_attention(llm)
     assert llm.config._attn_implementation == NAME
-    chosen = LLMAttention(road, "emulated")
+    chosen = LLMAttention(road)
     found, gradients = logits_and_gradients(llm, {**inputs, **boundaries, "pargo_llm": chosen})
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)  # measured 1e-16
     for one, other in zip(gradients, expected_gradients, strict=True):
@@ -94,7 +104,7 @@ def test_sliding_window_of_the_llm_is_kept_in_packed_samples(road):
     inputs, boundaries = packed_inputs([3, 9, 5])
     expected = llm(**inputs).logits
     use_packed_attention(llm)
-    found = llm(**inputs, **boundaries, pargo_llm=LLMAttention(road, "emulated")).logits
+    found = llm(**inputs, **boundaries, pargo_llm=LLMAttention(road)).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
@@ -113,21 +123,33 @@ def test_score_caps_and_sinks_are_kept_for_padded_rows_and_in_generation(family)
     seen = mask.bool()
     found, expected = (m(input_ids=ids, attention_mask=mask).logits[seen] for m in (llm, truth))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)  # measured 0
-    asked = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    asked = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "max_new_tokens": 6,
+        "min_new_tokens": 6,
+        "do_sample": False,
+    }
     assert torch.equal(llm.generate(**asked), truth.generate(**asked))
 
 
 def test_a_road_that_would_leave_out_score_caps_is_refused():
-    llm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**architecture("gemma2, strong caps")))
+    llm = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**architecture("gemma2, strong caps"))
+    )
     use_packed_attention(llm)
     inputs, boundaries = packed_inputs([3, 4])
-    with pytest.raises(ValueError, match="attention.llm: sdpa cannot compute this LLM, whose attention caps"):
+    with pytest.raises(
+        ValueError, match="attention.llm: sdpa cannot compute this LLM, whose attention caps"
+    ):
         llm(**inputs, **boundaries, pargo_llm=LLMAttention("sdpa"))
 
 
 @pytest.fixture
 def packed(model):
-    """(model in float64 and training mode, text of three samples as one row, the same samples apart)."""
+    """(model in float64 and training mode, text of three samples as one row, the same samples
+    apart).
+    """
     model = model.double().train()
     torch.manual_seed(1)
     samples = [torch.randint(0, 300, (1, n)) for n in (6, 1, 9)]
@@ -143,7 +165,7 @@ def test_packed_samples_do_not_see_each_other(packed, road, checkpointing):
     model, row, samples = packed
     if checkpointing:
         model.gradient_checkpointing_enable()
-    model.set_attention(llm=road, provider="emulated")
+    model.set_attention(llm=road)
     seen = torch.randn(16, model.config.image_token_id, dtype=torch.float64)
     weights = [p for p in model.llm.parameters() if p.requires_grad]
     together = model(**row).logits[0]
@@ -157,7 +179,7 @@ def test_packed_samples_do_not_see_each_other(packed, road, checkpointing):
 @pytest.mark.parametrize("road", ROADS)
 def test_a_packed_row_reaches_attention_without_a_mask(packed, road, monkeypatch):
     model, row, _ = packed
-    model.set_attention(llm=road, provider="emulated")
+    model.set_attention(llm=road)
     masks = []
     monkeypatch.setattr(packed_attention, "sdpa_mask", lambda *args, **kwargs: masks.append(args))
     model(**row)
@@ -174,16 +196,21 @@ def test_a_packed_row_whose_boundaries_do_not_arrive_is_an_error(packed):
 
     decoder.forward = drops_boundaries
     with pytest.raises(
-        ValueError, match="packed row without cu_seq_lens_q: this LLM does not hand keyword arguments on"
+        ValueError,
+        match="packed row without cu_seq_lens_q: this LLM does not hand keyword arguments on",
     ):
         model(**row)
 
 
 def test_roads_are_refused_where_they_would_be_ignored(model):
-    with pytest.raises(ValueError, match="attention.llm is 'fast': choose one of auto, varlen, sdpa, eager"):
+    with pytest.raises(
+        ValueError, match="attention.llm is 'fast': choose one of auto, varlen, sdpa, eager"
+    ):
         model.set_attention(llm="fast")
     model.llm.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="attention.llm is 'varlen' but the LLM computes attention with 'eager'"):
+    with pytest.raises(
+        ValueError, match="attention.llm is 'varlen' but the LLM computes attention with 'eager'"
+    ):
         model.set_attention(llm="varlen")
 
 
@@ -191,11 +218,14 @@ def test_missing_provider_is_said_when_it_is_chosen(model, monkeypatch):
     from pargo_ds.model import flash
 
     monkeypatch.setattr(flash, "installed", lambda: {})
-    with pytest.raises(ValueError, match=r"flash_attn_3 is not installed \(installed: none\). To get it: build"):
+    with pytest.raises(
+        ValueError, match=r"flash_attn_3 is not installed \(installed: none\). To get it: build"
+    ):
         model.set_attention(provider="flash_attn_3")
 
 
 def test_the_choice_of_attention_is_not_saved(model, tmp_path):
-    model.set_attention("flash_window", "flash", "emulated", "varlen")
+    model.set_attention("flash_window", "flash", "auto", "varlen")
     model.save_pretrained(tmp_path)
-    assert not any(word in (tmp_path / "config.json").read_text() for word in ("flash_window", "varlen", "emulated"))
+    saved = (tmp_path / "config.json").read_text()
+    assert not any(word in saved for word in ("flash_window", "varlen"))

@@ -29,15 +29,22 @@ def configuration(name: str, **changes):
 def test_packed_samples_compute_what_each_computes_alone_in_transformers_itself(name, road):
     found = compare(name)
     assert (found["verdict"], found["road"]) == ("exact", road)
-    # Measured: at most 2.3e-6, from parts that transformers computes in float32. A leak is 1e-1 and more.
+    # Measured: at most 2.3e-6, from parts that transformers computes in float32. A leak is 1e-1 and
+    # more.
     assert max(found["logits"], found["gradients"], found["loss"]) < 1e-5
 
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [("llama, dynamic NTK, beyond its limit", 8), ("phi3, LongRoPE, beyond its limit", 8), ("gpt2", 64)],
+    [
+        ("llama, dynamic NTK, beyond its limit", 8),
+        ("phi3, LongRoPE, beyond its limit", 8),
+        ("gpt2", 64),
+    ],
 )
-def test_samples_longer_than_the_llm_takes_exactly_are_refused_with_the_length_that_works(name, limit):
+def test_samples_longer_than_the_llm_takes_exactly_are_refused_with_the_length_that_works(
+    name, limit
+):
     config = configuration(name)
     with pytest.raises(PackingError, match=f"batch.tokens_per_pack, now 100, to at most {limit}"):
         prove_packing(config, 100)
@@ -49,13 +56,19 @@ def shortened(config, longest, row=None):
 
 
 def test_queries_scaled_by_their_place_in_the_row_are_found_though_every_sample_is_short():
-    """Llama 4 scales queries beyond `floor_scale` by their place, and takes the place in the row for it."""
-    config = configuration("llama4_text", attention_chunk_size=64, no_rope_layers=[1, 0] * 2, floor_scale=16)
+    """Llama 4 scales queries beyond `floor_scale` by their place, and takes the place in the row
+    for it.
+    """
+    config = configuration(
+        "llama4_text", attention_chunk_size=64, no_rope_layers=[1, 0] * 2, floor_scale=16
+    )
     assert prove_packing(config, 12).road == "packed"  # a row of one sample
     assert prove_packing(config, 12, row=28).road == "rows"
     model = ParGoForConditionalGeneration(tiny_pargo(config)).double().eval()
     samples = [torch.randint(3, 90, (1, length)) for length in (12, 12, 10)]
-    packed = model(input_ids=torch.cat(samples, 1), cu_seqlens=torch.tensor([0, 12, 24, 34], dtype=torch.int32)).logits
+    packed = model(
+        input_ids=torch.cat(samples, 1), cu_seqlens=torch.tensor([0, 12, 24, 34], dtype=torch.int32)
+    ).logits
     alone = torch.cat([model(input_ids=ids).logits for ids in samples], 1)
     off = float((packed - alone)[..., :97].detach().abs().max())
     assert off < 1e-5, off
@@ -117,7 +130,10 @@ def test_published_models_are_let_through(name):
 @pytest.mark.parametrize("name", ["gemma3n_text", "modernbert-decoder", "bert"])
 def test_an_llm_that_is_exact_on_no_road_is_refused_by_name(name):
     config = configuration(name)
-    with pytest.raises(PackingError, match=rf"the LLM \({config.model_type}\) cannot train on packed samples exactly"):
+    with pytest.raises(
+        PackingError,
+        match=rf"the LLM \({config.model_type}\) cannot train on packed samples exactly",
+    ):
         prove_packing(config, 50)
 
 
@@ -143,7 +159,10 @@ def test_the_proof_depends_on_lengths_only_where_the_configuration_names_them():
     config = configuration("mistral")
     assert exceeded_limits(config, 4) == ()
     assert exceeded_limits(config, 5) == (("sliding_window", 4, "sample"),)
-    assert exceeded_limits(config, 4, row=65) == (("max_position_embeddings", 64, "row"), ("sliding_window", 4, "row"))
+    assert exceeded_limits(config, 4, row=65) == (
+        ("max_position_embeddings", 64, "row"),
+        ("sliding_window", 4, "row"),
+    )
     both = (("max_position_embeddings", 64, "sample"), ("sliding_window", 4, "sample"))
     assert exceeded_limits(config, 65) == both
 
@@ -161,19 +180,29 @@ def test_a_tiny_copy_keeps_every_kind_of_layer_and_shortens_what_the_samples_exc
         assert shortened(config, 4096, row=6000).sliding_window == short
 
 
-@pytest.mark.parametrize("name", ["llama", "cohere", "granite", "gemma2, strong caps", "falcon_h1", "gpt_neox", "opt"])
+@pytest.mark.parametrize(
+    "name", ["llama", "cohere", "granite", "gemma2, strong caps", "falcon_h1", "gpt_neox", "opt"]
+)
 def test_decoder_and_head_called_apart_give_the_llms_own_logits(name):
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(configuration(name)).double().eval()
     ids = torch.randint(3, 90, (2, 7))
     hidden = decoder_of(llm)(input_ids=ids, use_cache=False).last_hidden_state
     # Measured: 0; in float64, where transformers casts logits to fp32 in some families.
-    torch.testing.assert_close(final_logits(llm, hidden), llm(input_ids=ids, use_cache=False).logits.double())
+    torch.testing.assert_close(
+        final_logits(llm, hidden), llm(input_ids=ids, use_cache=False).logits.double()
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "opt", "phi", "mixtral"])
 def test_a_frozen_llm_in_training_mode_computes_as_in_inference(name):
-    noisy = {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attn_pdrop": 0.5, "dropout": 0.5, "attention_dropout": 0.5}
+    noisy = {
+        "resid_pdrop": 0.5,
+        "embd_pdrop": 0.5,
+        "attn_pdrop": 0.5,
+        "dropout": 0.5,
+        "attention_dropout": 0.5,
+    }
     config = configuration(name, **noisy, layerdrop=0.5, router_jitter_noise=0.5)
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(config)
@@ -185,23 +214,30 @@ def test_a_frozen_llm_in_training_mode_computes_as_in_inference(name):
     assert torch.equal(llm(input_ids=ids, use_cache=False).logits, truth)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma", "gemma2", "gemma3_text", "granite", "opt", "xglm"])
+@pytest.mark.parametrize(
+    "name", ["llama", "gemma", "gemma2", "gemma3_text", "granite", "opt", "xglm"]
+)
 def test_visual_tokens_reach_the_first_layer_at_the_scale_of_the_words(name):
-    """Who scales embeddings, the embedding layer or the decoder, differs between families and versions."""
+    """Who scales embeddings, the embedding layer or the decoder, differs between families and
+    versions.
+    """
     torch.manual_seed(0)
     config = tiny_pargo(configuration(name))
     model = ParGoForConditionalGeneration(config).eval()
     scale = float(model.get_input_embeddings().weight.detach().std())
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=scale)
-    model.projector.forward = lambda features: scale * torch.randn(len(features), config.visual_tokens, 32)
+    model.projector.forward = lambda features: (
+        scale * torch.randn(len(features), config.visual_tokens, 32)
+    )
     seen = []
     layers = next(m for m in model.llm.modules() if isinstance(m, torch.nn.ModuleList))
     layers[0].register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(kwargs["hidden_states"] if not args else args[0]), with_kwargs=True
+        lambda _, args, kwargs: seen.append(kwargs["hidden_states"] if not args else args[0]),
+        with_kwargs=True,
     )
     words = torch.randint(3, 90, (1, 24))
     ids = torch.cat([words, torch.full((1, 5 * config.visual_tokens), config.image_token_id)], 1)
     with torch.no_grad():
         model(input_ids=ids, pixel_values=torch.zeros(5, 3, 32, 32))
-    of_words, of_pictures = seen[0][0, :24].std(), seen[0][0, 24:].std()
-    assert float(of_pictures / of_words) == pytest.approx(1.0, abs=0.2)  # measured below
+    of_words, of_images = seen[0][0, :24].std(), seen[0][0, 24:].std()
+    assert float(of_images / of_words) == pytest.approx(1.0, abs=0.2)  # measured below

@@ -1,4 +1,6 @@
-"""Chat templates of published kinds: what is trained, where answers end, and which templates are refused."""
+"""Chat templates of published kinds: what is trained, where answers end, and which templates are
+refused.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,15 @@ from transformers import LlamaConfig
 
 from pargo_ds.model import IGNORE_INDEX, ParGoForConditionalGeneration, ParGoProcessor
 
-FIRST = [{"role": "user", "content": "<image>\nWhich colour has it?"}, {"role": "assistant", "content": "Red."}]
-AGAIN = [*FIRST, {"role": "user", "content": "Are you sure about that?"}, {"role": "assistant", "content": "Red."}]
+FIRST = [
+    {"role": "user", "content": "<image>\nWhich colour has it?"},
+    {"role": "assistant", "content": "Red."},
+]
+AGAIN = [
+    *FIRST,
+    {"role": "user", "content": "Are you sure about that?"},
+    {"role": "assistant", "content": "Red."},
+]
 SYSTEM = [{"role": "system", "content": "Answer briefly, please."}, *AGAIN]
 
 
@@ -24,7 +33,9 @@ def trained(processor: ParGoProcessor, turns: list[dict], **options) -> list[str
             runs.append([])
         else:
             runs[-1].append(label)
-    return [processor.tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs if run]
+    return [
+        processor.tokenizer.decode(run, clean_up_tokenization_spaces=False) for run in runs if run
+    ]
 
 
 @pytest.fixture
@@ -65,30 +76,41 @@ def test_generation_stops_at_control_tokens_only(published):
 
 
 @pytest.mark.parametrize("kind", ["bytes", "llama 2"])
-def test_ids_are_those_of_the_whole_text_for_training_and_both_ways_of_inference(published, kind, picture):
+def test_ids_are_those_of_the_whole_text_for_training_and_both_ways_of_inference(
+    published, kind, image
+):
     processor = processor_of(published, kind)
     turns = [*SYSTEM] if published.system else [*AGAIN]
     ids, _ = processor.encode_conversation(turns)
     assert ids == whole_ids(processor, processor.render(turns))
     question = turns[:-1]
-    asked = processor.apply_chat_template(question, images=picture(), add_generation_prompt=True, tokenize=True)
+    asked = processor.apply_chat_template(
+        question, images=image(), add_generation_prompt=True, tokenize=True
+    )
     text = processor.apply_chat_template(question, add_generation_prompt=True)
-    assert asked["input_ids"] == processor(images=picture(), text=text)["input_ids"]
+    assert asked["input_ids"] == processor(images=image(), text=text)["input_ids"]
     assert asked["input_ids"][0] == whole_ids(processor, text)
     assert asked["input_ids"][0] == ids[: len(asked["input_ids"][0])] or published.first is not None
 
 
 def whole_ids(processor: ParGoProcessor, text: str) -> list[int]:
     """The tokenizer's own ids of the text, `<image>` written as often as it counts."""
-    return processor.tokenizer(text.replace("<image>", "<image>" * VISUAL_TOKENS), add_special_tokens=False)[
-        "input_ids"
-    ]
+    return processor.tokenizer(
+        text.replace("<image>", "<image>" * VISUAL_TOKENS), add_special_tokens=False
+    )["input_ids"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_template_that_would_teach_something_else_is_refused_with_its_name_and_the_turn(name):
     template, message = REFUSED[name]
-    tokens = ("<|im_end|>", "<|im_start|>", "<end_of_turn>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>")
+    tokens = (
+        "<|im_end|>",
+        "<|im_start|>",
+        "<end_of_turn>",
+        "<｜end▁of▁sentence｜>",
+        "<｜User｜>",
+        "<｜Assistant｜>",
+    )
     processor = processor_of(Published(template, tokens, (), ""))
     turns = [dict(turn) for turn in (AGAIN if "question only" in name else SYSTEM)]
     turns[-2]["content"] = "Which one exactly?"
@@ -119,19 +141,24 @@ def test_of_named_templates_default_is_taken_and_another_one_when_it_is_named():
     processor = ParGoProcessor(tokenizer, visual_tokens=VISUAL_TOKENS)
     assert processor.encode_conversation(AGAIN) == processor_of(chatml).encode_conversation(AGAIN)
     assert "the user" in processor.apply_chat_template(FIRST[:1], chat_template="other")
-    with pytest.raises(ValueError, match="no chat template is named 'third': there are default, other"):
+    with pytest.raises(
+        ValueError, match="no chat template is named 'third': there are default, other"
+    ):
         processor.apply_chat_template(FIRST[:1], chat_template="third")
 
 
 def test_a_templates_own_variables_reach_it():
     processor = processor_of(PUBLISHED["Qwen 3"])
-    quiet = processor.apply_chat_template(FIRST[:1], add_generation_prompt=True, enable_thinking=False)
+    quiet = processor.apply_chat_template(
+        FIRST[:1], add_generation_prompt=True, enable_thinking=False
+    )
     assert quiet.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert trained(processor, FIRST, enable_thinking=False) == ["Red.<|im_end|>"]
 
 
 def test_a_token_never_reaches_from_the_prompt_into_an_answer():
-    # Merged with its blank, " Red" would be one token: generation starts from "ASSISTANT: ", so it never saw that one.
+    # Merged with its blank, " Red" would be one token: generation starts from "ASSISTANT: ", so it
+    # never saw that one.
     tokenizer = tokenizer_of(PUBLISHED["Vicuna"])
     assert len(tokenizer(" Red", add_special_tokens=False)["input_ids"]) == 1
     processor = ParGoProcessor(tokenizer, visual_tokens=VISUAL_TOKENS, prompt="paper")
@@ -153,7 +180,9 @@ def test_an_answer_that_begins_with_blanks_is_learnt_from_where_generation_start
     assert trained(processor, turns) == ["\n\n Red.<|im_end|>"]
 
 
-@pytest.mark.parametrize("name", ["GLM 4.5", "Minitron, a line break before the next turn", "gpt-oss"])
+@pytest.mark.parametrize(
+    "name", ["GLM 4.5", "Minitron, a line break before the next turn", "gpt-oss"]
+)
 def test_a_model_trained_on_such_a_template_stops_where_its_answer_ends(name, make_model_for):
     # GLM's templates write nothing after an answer: the next turn's first token is what ends it.
     published = PUBLISHED[name]
@@ -170,5 +199,7 @@ def test_a_model_trained_on_such_a_template_stops_where_its_answer_ends(name, ma
     assert loss < 0.1, loss
     model.generation_config.eos_token_id = processor.stop_token_ids
     asked, _ = processor.encode_conversation(FIRST[:1], add_generation_prompt=True)
-    said = model.generate(input_ids=torch.tensor([asked]), pixel_values=pixels, max_new_tokens=40, do_sample=False)
+    said = model.generate(
+        input_ids=torch.tensor([asked]), pixel_values=pixels, max_new_tokens=40, do_sample=False
+    )
     assert processor.tokenizer.decode(said[0, len(asked) :]) == published.last

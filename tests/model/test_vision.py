@@ -18,18 +18,30 @@ from pargo_ds.model import VisionTower, vision_config_from_timm, vision_config_f
 
 timm = pytest.importorskip("timm")
 
-SMALL = {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+SMALL = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+}
 HF_CONFIGS = {
     "clip": CLIPVisionConfig(**SMALL, image_size=32, patch_size=8),
     "siglip": SiglipVisionConfig(**SMALL, image_size=32, patch_size=8),
     "dinov2": Dinov2Config(
-        hidden_size=24, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=32, patch_size=8
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        mlp_ratio=2,
+        image_size=32,
+        patch_size=8,
     ),
 }
 
 
 def pixels(size: int) -> torch.Tensor:
-    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.mark.parametrize("layer", [-1, -2])
@@ -39,11 +51,15 @@ def test_transformers_feature_is_the_blocks_output_before_the_final_norm(kind, l
     torch.manual_seed(0)
     tower = VisionTower(config)
     torch.manual_seed(0)
-    whole = VisionTower(vision_config_from_transformers(HF_CONFIGS[kind]))  # all three blocks, the same weights
+    whole = VisionTower(
+        vision_config_from_transformers(HF_CONFIGS[kind])
+    )  # all three blocks, the same weights
     blocks = next(m for m in whole.backbone.modules() if isinstance(m, torch.nn.ModuleList))
     tower.backbone.load_state_dict(whole.backbone.state_dict(), strict=False)
     caught = []
-    blocks[layer].register_forward_hook(lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out))
+    blocks[layer].register_forward_hook(
+        lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out)
+    )
     whole(pixels(32))
     features = tower(pixels(32))
     assert features.shape == (2, 16, 24)
@@ -56,7 +72,9 @@ def test_transformers_feature_is_the_blocks_output_before_the_final_norm(kind, l
     ("eva02_tiny_patch14_224", 56, 16, 192),
     ("vit_base_patch16_siglip_224", 32, 4, 768),
 ])  # fmt: skip
-def test_timm_vit_feature_is_the_last_block_before_the_norm_without_prefix(name, size, patches, width):
+def test_timm_vit_feature_is_the_last_block_before_the_norm_without_prefix(
+    name, size, patches, width
+):
     config = vision_config_from_timm(name, size)
     assert (config.num_patches, config.hidden_size, config.feature_norm) == (patches, width, True)
     tower = VisionTower(config)
@@ -97,13 +115,19 @@ def test_uint8_is_normalised_and_float_is_taken_as_it_is():
 def test_every_trained_parameter_of_a_tower_gets_a_gradient(kind):
     tower = VisionTower(vision_config_from_transformers(HF_CONFIGS[kind]))
     tower(pixels(32)).square().sum().backward()
-    assert not any("vision_model" in name for name, _ in tower.named_parameters())  # the same names in both versions
+    assert not any(
+        "vision_model" in name for name, _ in tower.named_parameters()
+    )  # the same names in both versions
     unused = {name for name, p in tower.backbone.named_parameters() if p.grad is None}
     assert unused <= {"embeddings.mask_token"}  # DINOv2 keeps its pre-training token
 
 
 def test_frozen_tower_makes_no_graph_and_learns_no_statistics():
-    tower = VisionTower(vision_config_from_timm("tf_efficientnet_lite0", 64)).requires_grad_(False).train()
+    tower = (
+        VisionTower(vision_config_from_timm("tf_efficientnet_lite0", 64))
+        .requires_grad_(False)
+        .train()
+    )
     before = {k: v.clone() for k, v in tower.state_dict().items()}
     assert not tower(pixels(64)).requires_grad
     assert all(torch.equal(v, before[k]) for k, v in tower.state_dict().items())
@@ -124,7 +148,9 @@ def test_weights_with_a_classifier_load_and_others_are_refused():
     assert torch.equal(tower.backbone.pos_embed, weights["pos_embed"])
     weights["blocks.0.extra"] = torch.zeros(1)
     del weights["pos_embed"]
-    with pytest.raises(ValueError, match=r"missing \['pos_embed'\].*unexpected \['blocks.0.extra'\]"):
+    with pytest.raises(
+        ValueError, match=r"missing \['pos_embed'\].*unexpected \['blocks.0.extra'\]"
+    ):
         tower.load_backbone(weights)
 
 
@@ -148,7 +174,11 @@ def test_unknown_timm_name_is_an_error():
     [
         ("eva02_tiny_patch14_224", 60, "56 or 70"),
         ("vit_base_patch16_siglip_224", 47, "32 or 48"),
-        ("convnext_atto", 112, "96 or 128"),  # the fourth stage would leave out what the first ones see
+        (
+            "convnext_atto",
+            112,
+            "96 or 128",
+        ),  # the fourth stage would leave out what the first ones see
     ],
 )
 def test_a_timm_encoder_that_would_not_see_all_pixels_is_refused(name, size, fits):
@@ -156,7 +186,9 @@ def test_a_timm_encoder_that_would_not_see_all_pixels_is_refused(name, size, fit
         vision_config_from_timm(name, size)
 
 
-@pytest.mark.parametrize(("name", "size"), [("tf_efficientnet_lite0", 70), ("resnet18", 70), ("test_vit", 64)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("tf_efficientnet_lite0", 70), ("resnet18", 70), ("test_vit", 64)]
+)
 def test_padding_and_shortcuts_lose_no_pixels(name, size):
     assert vision_config_from_timm(name, size).image_size == size
 
@@ -166,12 +198,28 @@ def test_padding_and_shortcuts_lose_no_pixels(name, size):
     [
         (HF_CONFIGS["siglip"], 64, "at image_size 64 does not work here"),
         (HF_CONFIGS["clip"], 64, "at image_size 64 does not work here"),
-        (HF_CONFIGS["dinov2"], 60, "60 is no multiple of 8, .*the last 4 rows .*set image_size to 56 or 64"),
+        (
+            HF_CONFIGS["dinov2"],
+            60,
+            "60 is no multiple of 8, .*the last 4 rows .*set image_size to 56 or 64",
+        ),
         (SiglipVisionConfig(**SMALL, image_size=36, patch_size=8), 44, "at image_size 44"),
-        (ConvNextConfig(), 224, r"\(convnext, hidden_size None\) is no vision encoder .*library: timm"),
+        (
+            ConvNextConfig(),
+            224,
+            r"\(convnext, hidden_size None\) is no vision encoder .*library: timm",
+        ),
         # All patches of a batch in one row: right for one image, wrong for two.
-        (PixtralVisionConfig(**SMALL, image_size=32, patch_size=8), 32, r"gives \(1, 16, 32\) .*not \(2, 16, 32\)"),
-        (ViTMAEConfig(**SMALL, image_size=32, patch_size=8), 32, "expected 16 patches"),  # masks them at random
+        (
+            PixtralVisionConfig(**SMALL, image_size=32, patch_size=8),
+            32,
+            r"gives \(1, 16, 32\) .*not \(2, 16, 32\)",
+        ),
+        (
+            ViTMAEConfig(**SMALL, image_size=32, patch_size=8),
+            32,
+            "expected 16 patches",
+        ),  # masks them at random
     ],
 )
 def test_a_transformers_encoder_that_does_not_work_at_this_size_is_one_error(config, size, said):
@@ -181,8 +229,13 @@ def test_a_transformers_encoder_that_does_not_work_at_this_size_is_one_error(con
 
 def test_at_the_size_it_was_published_for_an_encoder_may_pass_by_the_edges_with_a_warning():
     """SigLIP so400m, 384 pixels in patches of 14, is a popular one."""
-    with pytest.warns(UserWarning, match="the last 4 rows and columns of pixels would never be seen, as in its own"):
-        config = vision_config_from_transformers(SiglipVisionConfig(**SMALL, image_size=36, patch_size=8))
+    with pytest.warns(
+        UserWarning,
+        match="the last 4 rows and columns of pixels would never be seen, as in its own",
+    ):
+        config = vision_config_from_transformers(
+            SiglipVisionConfig(**SMALL, image_size=36, patch_size=8)
+        )
     assert config.num_patches == 16
 
 
@@ -190,7 +243,9 @@ def test_encoders_that_compute_their_positions_take_other_sizes():
     """DINOv3's rotary tables want a real device."""
     dinov3 = DINOv3ViTConfig(**SMALL, image_size=32, patch_size=8)
     for config, size in ((HF_CONFIGS["dinov2"], 64), (dinov3, 32), (dinov3, 64)):
-        assert vision_config_from_transformers(config, image_size=size).num_patches == (size // 8) ** 2
+        assert (
+            vision_config_from_transformers(config, image_size=size).num_patches == (size // 8) ** 2
+        )
 
 
 def test_a_timm_name_that_is_nearly_right_is_answered_with_near_ones():

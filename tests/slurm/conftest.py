@@ -1,7 +1,7 @@
 """A real Slurm of two nodes on loopback, and a project folder whose templates are submitted to it.
 
-Two slurmd of one machine pretend 64 CPUs each. Each lives in its own mount and UTS namespace, so that `node1` is a name
-there and the processes of a node can be found, and ended, together.
+Two slurmd of one machine pretend 64 CPUs each. Each lives in its own mount and UTS namespace, so
+that `node1` is a name there and the processes of a node can be found, and ended, together.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ WAIT_S = 240
 
 
 def why_not(say: Callable[[str], None]) -> str | None:
-    """Why a real Slurm cannot be started here; what is missing is installed where that is possible, and `say` told."""
+    """Why a real Slurm cannot be started here; what is missing is installed where that is possible,
+    and `say` told.
+    """
     if os.geteuid() != 0:
         return "a cluster of several nodes on one machine needs root"
     reason, done = install_slurm.ensure()
@@ -91,7 +93,9 @@ def free_ports() -> list[int]:
             return list(range(first, first + 3))
 
 
-def wait_for(found: Callable[[], object], what: str, explain: Callable[[], str], seconds: float = WAIT_S) -> object:
+def wait_for(
+    found: Callable[[], object], what: str, explain: Callable[[], str], seconds: float = WAIT_S
+) -> object:
     """Poll until `found` gives something true; fails with `explain` when it does not in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -111,7 +115,9 @@ class Cluster:
         self.scratch = folder / "scratch"
         self.processes: dict[str, subprocess.Popen] = {}
         self.namespaces: dict[str, str] = {}
-        self.environment = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "PARGO_"))}
+        self.environment = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "PARGO_"))
+        }
         self.environment.pop("TMPDIR", None)  # the jobs' is SITE_SCRATCH
         self.environment["SLURM_CONF"] = str(self.conf)
 
@@ -121,7 +127,9 @@ class Cluster:
         for number in range(8):  # GPUs must be character devices
             (self.folder / f"dev/nvidia{number}").symlink_to("/dev/null")
         host = socket.gethostname().split(".")[0]
-        text = SLURM_CONF.format(host=host, ports=free_ports(), folder=self.folder, first_job=random.randrange(1, 9000))
+        text = SLURM_CONF.format(
+            host=host, ports=free_ports(), folder=self.folder, first_job=random.randrange(1, 9000)
+        )
         self.conf.write_text(text)
         (self.folder / "etc/gres.conf").write_text(
             f"NodeName=node[1-2] Name=gpu Type=h100 File={self.folder}/dev/nvidia[0-7]\n"
@@ -144,12 +152,17 @@ class Cluster:
         """Start a daemon that the kernel ends when this process ends, however that comes about."""
         log = (self.folder / f"log/{name}.out").open("ab")
         self.processes[name] = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", *command], stdout=log, stderr=log, env=self.environment, cwd="/"
+            ["setpriv", "--pdeathsig", "KILL", *command],
+            stdout=log,
+            stderr=log,
+            env=self.environment,
+            cwd="/",
         )
 
     def start_node(self, node: str) -> None:
-        """Power on: a node has names of its own, and shared memory and a scratch disk of its own, where ranks look for
-        their neighbours."""
+        """Power on: a node has names of its own, and shared memory and a scratch disk of its own,
+        where ranks look for their neighbours.
+        """
         own = f"mount --bind {self.folder}/etc/hosts /etc/hosts && hostname {node}"
         own += f" && mount -t tmpfs none /dev/shm && mount -t tmpfs none {self.scratch}"
         daemon = f"exec slurmd -D -f {self.conf} -c -N {node}"
@@ -157,7 +170,12 @@ class Cluster:
         own = os.readlink("/proc/self/ns/uts")
         process = Path(f"/proc/{self.processes[node].pid}/ns/uts")
         self.namespaces[node] = str(
-            wait_for(lambda: process.readlink() != Path(own) and os.readlink(process), node, self.logs, 20)
+            wait_for(
+                lambda: process.readlink() != Path(own) and os.readlink(process),
+                node,
+                self.logs,
+                20,
+            )
         )
 
     def kill_node(self, node: str) -> None:
@@ -180,7 +198,9 @@ class Cluster:
         """Until both nodes can take a job."""
         wait_for(
             lambda: (
-                self.command("sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False).split()
+                self.command(
+                    "sinfo", "-h", "-N", "-p", "gpu", "-t", "idle", "-o", "%N", check=False
+                ).split()
                 == ["node1", "node2"]
             ),
             "two idle nodes",
@@ -190,10 +210,18 @@ class Cluster:
     def command(self, *command: str, check: bool = True, cwd: Path | None = None) -> str:
         """Output of a Slurm command."""
         process = subprocess.run(
-            command, capture_output=True, text=True, env=self.environment, cwd=cwd, timeout=120, check=False
+            command,
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            cwd=cwd,
+            timeout=120,
+            check=False,
         )
         if check and process.returncode:
-            pytest.fail(f"{' '.join(command)}: status {process.returncode}\n{process.stdout}{process.stderr}")
+            pytest.fail(
+                f"{' '.join(command)}: status {process.returncode}\n{process.stdout}{process.stderr}"
+            )
         return process.stdout
 
     def field(self, job: str, name: str) -> str:
@@ -202,7 +230,10 @@ class Cluster:
         return next((word.partition("=")[2] for word in words if word.startswith(f"{name}=")), "")
 
     def logs(self) -> str:
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in (self.folder / "log").iterdir())
+        return "\n".join(
+            f"--- {path.name}\n{path.read_text()[-3000:]}"
+            for path in (self.folder / "log").iterdir()
+        )
 
 
 class Project:
@@ -227,7 +258,11 @@ class Project:
         """Write site.env."""
         lines = [
             f"SITE_{name}={value}\n"
-            for name, value in {**self.SITE, "SCRATCH": str(self.cluster.scratch), **changes}.items()
+            for name, value in {
+                **self.SITE,
+                "SCRATCH": str(self.cluster.scratch),
+                **changes,
+            }.items()
         ]
         (self.folder / "slurm/site.env").write_text("".join(lines))
 
@@ -256,7 +291,9 @@ class Project:
         """All that tells how a job went."""
         logs = sorted((self.folder / "logs").glob("*.out"))
         texts = [self.cluster.command("scontrol", "show", "job", job, check=False)]
-        texts += [f"--- {path.name}\n{path.read_text()[-6000:]}" for path in logs if job in path.name]
+        texts += [
+            f"--- {path.name}\n{path.read_text()[-6000:]}" for path in logs if job in path.name
+        ]
         if run is not None and (self.run_dir(run) / "failure.txt").is_file():
             texts.append((self.run_dir(run) / "failure.txt").read_text())
         return "\n".join(texts)
@@ -283,6 +320,14 @@ class Project:
 
         wait_for(there, f"{paths}", lambda: self.explain(job))
 
+    def wait_text(self, job: str, path: Path, text: str) -> None:
+        """Until a log says something."""
+        wait_for(
+            lambda: path.is_file() and text in path.read_text(),
+            f"'{text}' in {path.name}",
+            lambda: self.explain(job),
+        )
+
     def wait_requeued(self, job: str, run: str | None = None, times: int = 1) -> None:
         wait_for(
             lambda: int(self.cluster.field(job, "Restarts") or 0) >= times,
@@ -290,23 +335,50 @@ class Project:
             lambda: self.explain(job, run),
         )
 
+    def send_back_early(self, parts: str, script: str) -> None:
+        """Ask part 0 of an array to stop as soon as its program starts, and wait until it is back in
+        the queue: programs load for seconds, so it has done nothing by then.
+        """
+        log = self.folder / f"logs/pargo-{script}-{parts}_0.out"
+        self.wait_text(parts, log, f"] tools/{script}.py")
+        self.cluster.command("scancel", "--batch", "--signal=USR1", f"{parts}_0")
+        self.wait_requeued(f"{parts}_0")
+
     def wait_field(self, job: str, name: str, value: str) -> None:
         wait_for(
-            lambda: self.cluster.field(job, name) == value, f"{name}={value} of {job}", lambda: self.explain(job), 60
+            lambda: self.cluster.field(job, name) == value,
+            f"{name}={value} of {job}",
+            lambda: self.explain(job),
+            60,
         )
 
     def hurry(self, job: str) -> None:
         """Let a requeued job start now instead of after Slurm's two minutes."""
-        time.sleep(2)  # a start in the same second as the end before it is refused: "Job credential revoked"
+        time.sleep(
+            2
+        )  # a start in the same second as the end before it is refused: "Job credential revoked"
         self.cluster.command("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def hurry_if_put_back(self, job: str) -> None:
-        if self.cluster.field(job, "JobState") == "PENDING" and self.cluster.field(job, "Reason") == "BeginTime":
+        if (
+            self.cluster.field(job, "JobState") == "PENDING"
+            and self.cluster.field(job, "Reason") == "BeginTime"
+        ):
             self.hurry(job)
 
-    def wait_end(self, job: str, run: str | None = None, seconds: float = WAIT_S, hurry: bool = True) -> str:
+    def wait_end(
+        self, job: str, run: str | None = None, seconds: float = WAIT_S, hurry: bool = True
+    ) -> str:
         """State in which the job ended for good; every restart is hurried."""
-        ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "PREEMPTED")
+        ended = (
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+            "NODE_FAIL",
+            "DEADLINE",
+            "PREEMPTED",
+        )
 
         def state() -> str:
             found = self.cluster.field(job, "JobState")
@@ -316,7 +388,9 @@ class Project:
                 time.sleep(0.5)  # a job on its way back into the queue may look as if it had ended
             return found if found in ended and found == self.cluster.field(job, "JobState") else ""
 
-        return str(wait_for(state, f"the end of job {job}", lambda: self.explain(job, run), seconds))
+        return str(
+            wait_for(state, f"the end of job {job}", lambda: self.explain(job, run), seconds)
+        )
 
     def came_to_its_end(self, job: str, run: str) -> None:
         assert self.wait_end(job, run, seconds=480) == "COMPLETED", self.explain(job, run)
@@ -329,7 +403,10 @@ class Project:
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 words = (folder / "cmdline").read_text().split("\0")
-                if str(self.folder / f"{run}.yaml") in words and words[1:3] == ["-m", "pargo_ds.train"]:
+                if str(self.folder / f"{run}.yaml") in words and words[1:3] == [
+                    "-m",
+                    "pargo_ds.train",
+                ]:
                     found.append(int(folder.name))
         return sorted(found)
 
@@ -347,7 +424,10 @@ class Project:
 
     def wandb_ids(self, run: str) -> set[str]:
         """The wandb run ids of all starts of a run."""
-        return {path.name.rpartition("-")[2] for path in (self.run_dir(run) / "wandb").glob("*offline-run-*")}
+        return {
+            path.name.rpartition("-")[2]
+            for path in (self.run_dir(run) / "wandb").glob("*offline-run-*")
+        }
 
 
 @pytest.fixture(scope="session")
@@ -363,7 +443,9 @@ def cluster(request) -> Iterator[Cluster]:
     if reason:
         pytest.skip(reason)
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)  # munged wants its socket to be reached, and pytest's own folders are closed
+        Path(folder).chmod(
+            0o755
+        )  # munged wants its socket to be reached, and pytest's own folders are closed
         cluster = Cluster(Path(folder))
         try:
             cluster.start()

@@ -1,4 +1,6 @@
-"""Where Slurm is missing it is installed, or the tests say why not: with real programs, on a PATH without Slurm."""
+"""Where Slurm is missing it is installed, or the tests say why not: with real programs, on a PATH
+without Slurm.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def path_without_slurm(tmp_path) -> Path:
 
 @pytest.fixture
 def apt_without_packages(tmp_path) -> Path:
-    """A configuration of apt-get that knows no package and has no source: nothing of this machine is touched."""
+    """A configuration of apt-get that knows no package and has no source: nothing of this machine
+    is touched.
+    """
     (tmp_path / "state/lists/partial").mkdir(parents=True)
     (tmp_path / "cache/archives/partial").mkdir(parents=True)
     (tmp_path / "state/status").touch()
@@ -64,7 +68,10 @@ def test_declined_nothing_is_installed_and_the_reason_names_the_command(path_wit
         "slurmctld, slurmd, sbatch, munged not installed, and not installed now: PARGO_INSTALL_SLURM=no"
         in process.stdout
     )
-    assert "by hand: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge" in process.stdout
+    assert (
+        "by hand: apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge"
+        in process.stdout
+    )
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="without root the reason is another one")
@@ -75,14 +82,21 @@ def test_without_apt_get_the_reason_says_so(path_without_slurm):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root gives its rights away here")
 def test_without_root_the_reason_says_so():
-    with multiprocessing.get_context("fork").Pool(1, initializer=os.setuid, initargs=(65534,)) as nobody:
+    with multiprocessing.get_context("fork").Pool(
+        1, initializer=os.setuid, initargs=(65534,)
+    ) as nobody:
         assert nobody.apply(install_slurm.why_not) == "installing needs root"
 
 
-@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("apt-get"), reason="needs root and apt-get")
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("apt-get"), reason="needs root and apt-get"
+)
 def test_an_apt_get_that_fails_is_quoted(path_without_slurm, apt_without_packages):
     process = install(path_without_slurm, APT_CONFIG=str(apt_without_packages))
     assert process.returncode == 1
     assert "Unable to locate package slurmctld" in process.stdout  # all that it said
     assert process.stdout.splitlines()[-1].startswith("tests/slurm will be skipped: ")
-    assert "failed with status 100: E: Unable to locate package munge" in process.stdout.splitlines()[-1]
+    assert (
+        "failed with status 100: E: Unable to locate package munge"
+        in process.stdout.splitlines()[-1]
+    )

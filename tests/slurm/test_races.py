@@ -1,4 +1,6 @@
-"""What comes at a bad moment on a real Slurm: signals while the nodes are looked at, a second job for the same run."""
+"""What comes at a bad moment on a real Slurm: signals while the nodes are looked at, a second job
+for the same run.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-# A Python for jobs: a program whose name lies in the folder says that it has begun, and waits until the name is gone.
+# A Python for jobs: a program whose name lies in the folder says that it has begun, and waits until
+# the name is gone.
 HELD_PYTHON = """#!/bin/bash
 name=${{1##*/}}
 if [ -n "$SLURM_JOB_ID" ] && [ -e {folder}/$name ]; then
@@ -40,15 +43,21 @@ class Held:
 
     def wait(self, job: str, program: str, *nodes: str, start: int = 0) -> None:
         """Until the program has begun on these nodes in this start of the job."""
-        self.project.wait_files(job, *(self.folder / f"{job}.{start}.{program}.{node}" for node in nodes))
+        self.project.wait_files(
+            job, *(self.folder / f"{job}.{start}.{program}.{node}" for node in nodes)
+        )
 
 
 def exit_code(project, job: str) -> str:
     return project.cluster.field(job, "ExitCode")
 
 
-def test_signals_at_the_look_at_the_nodes_and_duplicates_leave_a_run_as_if_undisturbed(project, whole):
-    """Nothing is judged by a node that was interrupted; who holds a run is asked before its folder is touched."""
+def test_signals_at_the_look_at_the_nodes_and_duplicates_leave_a_run_as_if_undisturbed(
+    project, whole
+):
+    """Nothing is judged by a node that was interrupted; who holds a run is asked before its folder
+    is touched.
+    """
     held = Held(project)
     project.site(PYTHON=str(held.python), MAX_RESTARTS="9", EXCLUSIVE="no")
     run_file, folder = project.run_file("disturbed"), project.run_dir("disturbed")
@@ -66,9 +75,14 @@ def test_signals_at_the_look_at_the_nodes_and_duplicates_leave_a_run_as_if_undis
     assert project.wait_end(job) == "CANCELLED", project.explain(job)
     assert project.cluster.field(job, "Restarts") == "0"
 
-    # Put back by Slurm, signalled as before the end of its time, or its step ended as by a preemption: it comes back.
+    # Put back by Slurm, signalled as before the end of its time, or its step ended as by a
+    # preemption: it comes back.
     job = project.submit("pretrain.sh", run_file)
-    ways = (("scontrol", "requeue"), ("scancel", "--batch", "--signal=USR1"), ("scancel", "--signal=TERM"))
+    ways = (
+        ("scontrol", "requeue"),
+        ("scancel", "--batch", "--signal=USR1"),
+        ("scancel", "--signal=TERM"),
+    )
     for restarts, way in enumerate(ways):
         held.wait(job, "check_node.py", "node1", "node2", start=restarts)
         command(*way, job)
@@ -84,7 +98,9 @@ def test_signals_at_the_look_at_the_nodes_and_duplicates_leave_a_run_as_if_undis
     ranks = project.ranks("disturbed")
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
-    before = {name: (folder / name).read_bytes() for name in ("state.json", "restarts", "slurm_job")}
+    before = {
+        name: (folder / name).read_bytes() for name in ("state.json", "restarts", "slurm_job")
+    }
     held.hold("run_facts.py")
     ended, cancelled, requeued = (project.submit("pretrain.sh", run_file) for _ in range(3))
     for duplicate in (ended, cancelled, requeued):

@@ -14,7 +14,17 @@ from tiny import ROOT
 SLURM = ROOT / "slurm"
 SCRIPTS = sorted(SLURM.glob("*.sh"))
 JOBS = [script for script in SCRIPTS if "\n#SBATCH" in script.read_text()]
-SITE_OPTIONS = ("partition", "account", "qos", "gpus", "gres", "constraint", "cpus-per-task", "mem", "reservation")
+SITE_OPTIONS = (
+    "partition",
+    "account",
+    "qos",
+    "gpus",
+    "gres",
+    "constraint",
+    "cpus-per-task",
+    "mem",
+    "reservation",
+)
 
 
 @pytest.fixture
@@ -27,7 +37,11 @@ def folder(tmp_path) -> Path:
 
 
 def bash(*command: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "PARGO_", "SITE_"))}
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("SLURM_", "PARGO_", "SITE_"))
+    }
     return subprocess.run(
         list(map(str, command)), cwd=cwd, env={**clean, **environment}, capture_output=True, text=True, timeout=60,
         check=False,
@@ -57,7 +71,9 @@ def test_values_of_a_site_stand_in_site_env_only(script):
     )
 
 
-@pytest.mark.parametrize("script", [*JOBS, SLURM / "pipeline.sh", SLURM / "check.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [*JOBS, SLURM / "pipeline.sh", SLURM / "check.sh"], ids=lambda path: path.name
+)
 def test_help_says_how_it_is_called_and_queues_nothing(folder, script):
     for arguments in (["--help"], ["ds_configs/other.yaml", "-h"]):
         process = bash(folder / "slurm" / script.name, *arguments, cwd=folder)
@@ -69,11 +85,15 @@ def test_help_says_how_it_is_called_and_queues_nothing(folder, script):
 
 def test_the_example_names_every_value_that_the_scripts_read():
     example = set(re.findall(r"^(SITE_\w+)=", (SLURM / "site.env.example").read_text(), re.M))
-    read = {name for script in SCRIPTS for name in re.findall(r"SITE_[A-Z0-9_]+", script.read_text())}
+    read = {
+        name for script in SCRIPTS for name in re.findall(r"SITE_[A-Z0-9_]+", script.read_text())
+    }
     assert read == example
 
 
-@pytest.mark.parametrize("script", [*JOBS, SLURM / "pipeline.sh", SLURM / "check.sh"], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "script", [*JOBS, SLURM / "pipeline.sh", SLURM / "check.sh"], ids=lambda path: path.name
+)
 def test_without_site_env_nothing_is_queued(script, folder):
     for name in ("sbatch", "srun"):  # whatever would be queued or started leaves a trace
         program = folder / "bin" / name
@@ -86,7 +106,11 @@ def test_without_site_env_nothing_is_queued(script, folder):
         copy = folder / "spool/slurm_script"
         copy.parent.mkdir()
         shutil.copy(script, copy)
-        processes.append(bash("bash", copy, cwd=folder, PATH=path, SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_ID="1"))
+        processes.append(
+            bash(
+                "bash", copy, cwd=folder, PATH=path, SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_ID="1"
+            )
+        )
     for process in processes:
         assert process.returncode == 2
         assert "cp slurm/site.env.example slurm/site.env" in process.stderr
@@ -112,7 +136,14 @@ def test_values_that_are_missing_are_named(folder):
 
 @pytest.mark.parametrize(
     "time, seconds",
-    [("90", 5400), ("5:30", 330), ("1:00:00", 3600), ("2-0", 172800), ("1-12:30", 131400), ("2-00:00:08", 172808)],
+    [
+        ("90", 5400),
+        ("5:30", 330),
+        ("1:00:00", 3600),
+        ("2-0", 172800),
+        ("1-12:30", 131400),
+        ("2-00:00:08", 172808),
+    ],
 )
 def test_times_are_read_as_slurm_reads_them(time, seconds):
     process = bash("bash", "-c", f"source slurm/core.sh && in_seconds {time}", cwd=ROOT)
@@ -122,7 +153,12 @@ def test_times_are_read_as_slurm_reads_them(time, seconds):
 def test_secrets_do_not_get_into_the_log():
     job = "SLURM_JOB_ID=1 SLURM_JOB_NAME=x SLURM_JOB_NODELIST=n PROJECT=p"
     script = f"source slurm/core.sh; {job}; python_here() {{ :; }}; describe_job"
-    secrets = {"WANDB_API_KEY": "hush1", "HF_TOKEN": "hush2", "AWS_SECRET_ACCESS_KEY": "hush3", "DS_PASSWORD": "hush4"}
+    secrets = {
+        "WANDB_API_KEY": "hush1",
+        "HF_TOKEN": "hush2",
+        "AWS_SECRET_ACCESS_KEY": "hush3",
+        "DS_PASSWORD": "hush4",
+    }
     shown = {"S3_ENDPOINT_URL": "https://user:hush5@store.example", "NCCL_DEBUG": "WARN"}
     process = bash("bash", "-c", script, cwd=ROOT, **secrets, **shown)
     assert "hush" not in process.stdout
@@ -134,5 +170,8 @@ def test_a_run_folder_that_cannot_be_written_is_not_queued_for_ever():
     script = "source slurm/core.sh; source slurm/training.sh; RUN_DIR=/proc/sys; count_restarts; echo went on"
     process = bash("bash", "-c", script, cwd=ROOT)
     assert process.returncode == 1
-    assert "/proc/sys cannot be written: make it writable or make room, then submit again" in process.stderr
+    assert (
+        "/proc/sys cannot be written: make it writable or make room, then submit again"
+        in process.stderr
+    )
     assert "went on" not in process.stdout

@@ -35,8 +35,10 @@ SIGNALS = {
 
 
 def test_signals_save_requeue_and_go_on_with_the_next_step(project, whole):
-    """To the script, as before the end of its time; or to each process of the ranks, as Slurm does at a preemption by
-    default: loader workers and wandb's own process get it too. One run gets them all, each in another start."""
+    """To the script, as before the end of its time; or to each process of the ranks, as Slurm does
+    at a preemption by default: loader workers and wandb's own process get it too. One run gets them
+    all, each in another start.
+    """
     name, step = "signalled", 4
     job = start(project, name, step, data={"workers": 2})
     for restarts, (to, options) in enumerate(SIGNALS.items(), start=1):
@@ -47,7 +49,9 @@ def test_signals_save_requeue_and_go_on_with_the_next_step(project, whole):
         assert step <= state["step"] < STEPS, to
         step = state["step"] + 2
         project.wait_step(job, name, step)
-        assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(job), to
+        assert f"starting 2 x 1 ranks on node1 node2 after step {state['step']};" in project.log(
+            job
+        ), to
     project.came_to_its_end(job, name)
     assert project.cluster.field(job, "Restarts") == str(len(SIGNALS))
     assert project.losses(name) == whole
@@ -58,7 +62,13 @@ def test_signals_save_requeue_and_go_on_with_the_next_step(project, whole):
 
 def test_a_preempted_run_makes_room_and_goes_on(project, whole):
     job = start(project, "preempted")
-    options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
+    options = [
+        "--partition=high",
+        "--nodes=2",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    ]
     other = project.cluster.command("sbatch", "--parsable", *options).strip()
     project.wait_requeued(job, "preempted")
     assert project.wait_end(other, hurry=False) == "COMPLETED"
@@ -68,7 +78,8 @@ def test_a_preempted_run_makes_room_and_goes_on(project, whole):
 
 
 def test_a_run_whose_time_is_up_goes_on_in_the_next_segment(project, whole):
-    # Slurm counts whole minutes, and its signal may come one early: half a minute or so is left for training.
+    # Slurm counts whole minutes, and its signal may come one early: half a minute or so is left for
+    # training.
     project.site(TIME="2", SIGNAL_LEAD="70")
     seconds = [line["step_s"] for line in metrics(project.run_dir("whole"))]
     steps = max(STEPS, round(90 / statistics.median(seconds)))
@@ -152,13 +163,15 @@ def test_a_stop_file_and_scancel_end_a_run_for_good_and_a_new_job_goes_on(projec
 
 
 def test_a_hopeless_run_is_not_started_again(project):
-    held_out = project.folder / "no_shards"
-    job = project.submit("pretrain.sh", project.run_file("faulty", data={"held_out": str(held_out)}))
+    validation = project.folder / "no_shards"
+    job = project.submit(
+        "pretrain.sh", project.run_file("faulty", data={"validation": str(validation)})
+    )
     assert project.wait_end(job, "faulty") == "FAILED"
     assert project.cluster.field(job, "Restarts") == "0"
     assert project.cluster.field(job, "ExitCode") == "2:0"
     assert "starting again would not help" in project.log(job)
-    assert str(held_out) in project.log(job)
+    assert str(validation) in project.log(job)
 
 
 def test_a_bad_node_is_left_out(project):
@@ -167,7 +180,17 @@ def test_a_bad_node_is_left_out(project):
     scratch.mkdir()
     pid = str(project.cluster.processes["node2"].pid)
     project.cluster.command(
-        "nsenter", "--target", pid, "--mount", "mount", "-t", "tmpfs", "-o", "ro", "none", str(scratch)
+        "nsenter",
+        "--target",
+        pid,
+        "--mount",
+        "mount",
+        "-t",
+        "tmpfs",
+        "-o",
+        "ro",
+        "none",
+        str(scratch),
     )
     project.site(NODES="1-2", SCRATCH=str(scratch))
     job = project.submit("pretrain.sh", project.run_file("picky", train={"steps": 4}))

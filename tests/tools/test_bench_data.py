@@ -1,4 +1,6 @@
-"""Promises of the reading benchmark: distinct real pictures, every one read once, fair comparison, clear refusals."""
+"""Promises of the reading benchmark: distinct real images, every one read once, fair comparison,
+clear refusals.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ import torch
 from PIL import Image
 from tiny import ROOT
 
-from pargo_ds.evaluation.bench_formats import OPENERS, WRITERS, missing
-from pargo_ds.evaluation.bench_pictures import cut_pictures, find_photographs
-from pargo_ds.evaluation.read_benchmark import DECODERS, SIDE, one_pass, ratios
+from pargo_ds.speed.bench_formats import OPENERS, WRITERS, missing
+from pargo_ds.speed.bench_images import cut_images, find_photographs
+from pargo_ds.speed.read_benchmark import DECODERS, SIDE, one_pass, ratios
 
 FILE = ROOT / "tools/bench_data.py"
 
@@ -35,12 +37,12 @@ def photographs() -> list[Path]:
     return find_photographs()
 
 
-def test_cuts_are_distinct_pictures_of_the_wanted_size(photographs: list[Path]) -> None:
-    pictures = cut_pictures(photographs, 12, (320, 240))
-    assert len(set(pictures)) == 12
-    assert {Image.open(io.BytesIO(picture)).size for picture in pictures} == {(320, 240)}
-    assert pictures == cut_pictures(photographs, 12, (320, 240))
-    decoded = [np.asarray(Image.open(io.BytesIO(picture)), dtype=float) for picture in pictures]
+def test_cuts_are_distinct_images_of_the_wanted_size(photographs: list[Path]) -> None:
+    images = cut_images(photographs, 12, (320, 240))
+    assert len(set(images)) == 12
+    assert {Image.open(io.BytesIO(image)).size for image in images} == {(320, 240)}
+    assert images == cut_images(photographs, 12, (320, 240))
+    decoded = [np.asarray(Image.open(io.BytesIO(image)), dtype=float) for image in images]
     assert min(np.abs(one - other).mean() for one in decoded[:6] for other in decoded[6:]) > 5
 
 
@@ -48,12 +50,12 @@ def test_without_photographs_it_says_what_to_do(tmp_path: Path, photographs: lis
     with pytest.raises(ValueError, match="name a folder of some with --photographs"):
         find_photographs([tmp_path])
     with pytest.raises(ValueError, match="half as large as 90000 x 90000"):
-        cut_pictures(photographs, 1, (90_000, 90_000))
+        cut_images(photographs, 1, (90_000, 90_000))
 
 
 def test_both_ways_of_decoding_give_the_same_square_up_to_rounding(photographs: list[Path]) -> None:
-    (picture,) = cut_pictures(photographs, 1, (640, 480))
-    ours, pillow = DECODERS["ours"](picture), DECODERS["pillow"](picture)
+    (image,) = cut_images(photographs, 1, (640, 480))
+    ours, pillow = DECODERS["ours"](image), DECODERS["pillow"](image)
     assert ours.shape == pillow.shape == (3, SIDE, SIDE)
     assert ours.dtype == pillow.dtype == torch.uint8
     # they round differently, see tests/model/test_processing.py
@@ -61,19 +63,21 @@ def test_both_ways_of_decoding_give_the_same_square_up_to_rounding(photographs: 
 
 
 @pytest.mark.parametrize("name", list(WRITERS))
-def test_every_loader_gives_every_picture_once(name: str, tmp_path: Path, photographs: list[Path]) -> None:
+def test_every_loader_gives_every_image_once(
+    name: str, tmp_path: Path, photographs: list[Path]
+) -> None:
     if missing(name):
         pytest.skip(f"{name} is not installed: {missing(name)}")
-    pictures = cut_pictures(photographs, 70, (64, 48))
-    WRITERS[name](pictures, tmp_path / name)
+    images = cut_images(photographs, 70, (64, 48))
+    WRITERS[name](images, tmp_path / name)
     start = OPENERS[name](tmp_path / name)
     for _ in range(2):  # it can start again
-        read = [picture for batch, _, _ in start(DECODERS["raw"]) for picture in batch]
-        assert sorted(read) == sorted(pictures)
+        read = [image for batch, _, _ in start(DECODERS["raw"]) for image in batch]
+        assert sorted(read) == sorted(images)
 
 
-def test_a_loader_that_loses_pictures_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="gave 64 of 65 pictures"):
+def test_a_loader_that_loses_images_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="gave 64 of 65 images"):
         one_pass([(None, 32, 0.0), (None, 16, 0.1), (None, 16, 0.2)], 65)
 
 
@@ -81,7 +85,7 @@ def test_ratios_compare_like_with_like() -> None:
     speeds = {("mds", "raw"): 50, ("litdata", "raw"): 100, ("mds", "ours"): 9, ("litdata", "ours"): 10,
               ("webdataset", "ours"): 8, ("webdataset", "pillow"): 90, ("mds", "pillow"): 3}  # fmt: skip
     rows = [
-        {"loader": loader, "decode": decode, "pictures_per_s": rate, "cpu_ms_per_picture": 1e3 / rate}
+        {"loader": loader, "decode": decode, "images_per_s": rate, "cpu_ms_per_image": 1e3 / rate}
         for (loader, decode), rate in speeds.items()
     ]
     expected = {"of_pillow": 3, "of_fastest_decoded": 0.9, "of_fastest_raw": 0.5}
@@ -95,14 +99,28 @@ def test_it_measures_and_lists_what_is_not_installed(
     tool: ModuleType, tmp_path: Path, photographs: list[Path], capsys: pytest.CaptureFixture
 ) -> None:
     figures = tmp_path / "read.json"
-    command = ["read", "--pictures", "160", "--sizes", "96x64", "--repetitions", "1", "--json", str(figures)]
+    command = [
+        "read",
+        "--images",
+        "160",
+        "--sizes",
+        "96x64",
+        "--repetitions",
+        "1",
+        "--json",
+        str(figures),
+    ]
     assert tool.main(command) == 0
     printed = capsys.readouterr().out
     result = json.loads(figures.read_text())["sizes"]["96x64"]
     rows = {(row["loader"], row["decode"]): row for row in result["rows"]}
     assert {("mds", "raw"), ("mds", "ours"), ("mds", "pillow")} <= set(rows)
-    assert all(row["pictures_per_s"] > 0 < row["cpu_ms_per_picture"] for row in rows.values())
-    assert set(result["skipped"]) | {loader for loader, _ in rows} == {"mds", "webdataset", "litdata"}
+    assert all(row["images_per_s"] > 0 < row["cpu_ms_per_image"] for row in rows.values())
+    assert set(result["skipped"]) | {loader for loader, _ in rows} == {
+        "mds",
+        "webdataset",
+        "litdata",
+    }
     for name in result["skipped"]:
         assert f"--no-deps {name}" in printed
     assert "ours / Pillow pipeline" in printed
@@ -110,7 +128,7 @@ def test_it_measures_and_lists_what_is_not_installed(
 
 @pytest.mark.parametrize("arguments, said", [
     (["--sizes", "640"], "--sizes 640: expected width x height"),
-    (["--pictures", "5"], "--pictures must be at least 128"),
+    (["--images", "5"], "--images must be at least 128"),
     (["--json", "no/where.json"], "the folder no does not exist"),
     (["--photographs", "nowhere"], "no JPEG photographs"),
 ])  # fmt: skip

@@ -1,4 +1,6 @@
-"""tools/build_shards.py: it teaches, builds, goes on after a kill, and ends faults with one line and status 2."""
+"""tools/build_shards.py: it teaches, builds, goes on after a kill, and ends faults with one line
+and status 2.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ import pytest
 import yaml
 from tiny import COLOURS, ROOT, draw, merged, run_command
 
-from pargo_ds.data.shards import read_samples
+from pargo_ds.data.shards.mds import read_samples
 
 TOOL = ROOT / "tools" / "build_shards.py"
 
@@ -32,12 +34,17 @@ def main() -> Callable[[list[str]], int]:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    """60 pictures and as many LLaVA entries, one of which is faulty and one a duplicate."""
-    (tmp_path / "pictures").mkdir()
+    """60 images and as many LLaVA entries, one of which is faulty and one a duplicate."""
+    (tmp_path / "images").mkdir()
     entries = []
     for number in range(60):
-        (tmp_path / "pictures" / f"{number}.png").write_bytes(draw(COLOURS[number % 6], number % 9, 64 + number))
-        talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": f"It is {number}."}]
+        (tmp_path / "images" / f"{number}.png").write_bytes(
+            draw(COLOURS[number % 6], number % 9, 64 + number)
+        )
+        talk = [
+            {"from": "human", "value": "<image>\nWhat?"},
+            {"from": "gpt", "value": f"It is {number}."},
+        ]
         entries.append({"id": f"e{number}", "image": f"{number}.png", "conversations": talk})
     entries[7]["image"] = "none.png"
     entries[9] = {**entries[3], "id": "again"}
@@ -46,16 +53,30 @@ def room(tmp_path: Path) -> Path:
 
 
 def llava(room: Path, out: str, *more: str) -> list[str]:
-    arguments = ["llava", str(room / out), str(room / "entries.json"), "--pictures", str(room / "pictures")]
+    arguments = [
+        "llava",
+        str(room / out),
+        str(room / "entries.json"),
+        "--image-folder",
+        str(room / "images"),
+    ]
     return [*arguments, "--chunk-inputs", "10", "--shard-bytes", "16384", *more]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
-@pytest.mark.parametrize("command", ["llava", "mixture", "webdataset", "coco", "table", "scenes", "merge", "lengths"])
-def test_each_command_explains_itself(main, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "command", ["llava", "mixture", "webdataset", "coco", "table", "scenes", "merge", "lengths"]
+)
+def test_each_command_explains_itself(
+    main, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
@@ -65,13 +86,52 @@ def test_each_command_explains_itself(main, command: str, capsys: pytest.Capture
 
 
 def test_build_prints_its_account(main, room: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(llava(room, "out", "--workers", "1", "--held-out", "10", "--source-name", "S", "--license", "L")) == 0
+    assert (
+        main(
+            llava(
+                room,
+                "out",
+                "--workers",
+                "1",
+                "--validation",
+                "10",
+                "--source-name",
+                "S",
+                "--license",
+                "L",
+            )
+        )
+        == 0
+    )
     said = capsys.readouterr().out
-    for line in (r"inputs 60 100.00 %", "samples 58 96.67 %", "duplicate content 1 1.67 %", "picture missing 1 1.67 %"):
+    for line in (
+        r"inputs 60 100.00 %",
+        "samples 58 96.67 %",
+        "duplicate content 1 1.67 %",
+        "image missing 1 1.67 %",
+    ):
         assert line in " ".join(said.split())
-    assert f"{room / 'out'}/held_out: 10, {room / 'out'}/train: 48 samples" in said
-    assert {(sample.source, sample.license) for sample in read_samples(room / "out" / "train")} == {("S", "L")}
-    assert main(llava(room, "out", "--workers", "1", "--held-out", "10", "--source-name", "S", "--license", "L")) == 0
+    assert f"{room / 'out'}/train: 48, {room / 'out'}/validation: 10 samples" in said
+    assert {(sample.source, sample.license) for sample in read_samples(room / "out" / "train")} == {
+        ("S", "L")
+    }
+    assert (
+        main(
+            llava(
+                room,
+                "out",
+                "--workers",
+                "1",
+                "--validation",
+                "10",
+                "--source-name",
+                "S",
+                "--license",
+                "L",
+            )
+        )
+        == 0
+    )
     assert "finished already" in capsys.readouterr().out
 
 
@@ -85,16 +145,16 @@ def test_parts_are_merged_by_hand(main, room: Path, capsys: pytest.CaptureFixtur
     before = contents(room / "out")
     assert main(["merge", str(room / "out")]) == 0
     assert contents(room / "out") == before
-    assert main(["merge", str(room / "pictures")]) == 2
+    assert main(["merge", str(room / "images")]) == 2
     assert "nothing to merge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (["--pictures", "nowhere"], "--pictures nowhere is not a folder"),
+        (["--image-folder", "nowhere"], "--image-folder nowhere is not a folder"),
         (["--max-rejects", "0.01"], "1 of 60 inputs are rejects; at most 1% are accepted"),
-        (["--held-out", "70"], "there are only 58"),
+        (["--validation", "70"], "there are only 58"),
         (["--workers", "0"], "0 workers; expected at least 1"),
         (["--longest-side", "2"], "expected at least 8"),
         (["--work", "x"], "is local already"),
@@ -111,8 +171,12 @@ def test_faults_are_one_line_and_status_2(
     assert not (room / "out" / "index.json").exists()
 
 
-@pytest.mark.parametrize("change", [["--part", "2/2"], ["--part", "x"], ["--held-out", "some"], ["--max-rejects", "2"]])
-def test_wrong_options_are_explained(main, room: Path, change: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "change", [["--part", "2/2"], ["--part", "x"], ["--validation", "some"], ["--max-rejects", "2"]]
+)
+def test_wrong_options_are_explained(
+    main, room: Path, change: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(llava(room, "out", *change))
     assert ended.value.code == 2
@@ -124,11 +188,11 @@ def test_a_mixture_is_built_by_one_command_that_prints_its_streams(
 ) -> None:
     entries = str(next(path for path in room.iterdir() if path.suffix in (".json", ".jsonl")))
     meta = {
-        name: {"root": str(room / "pictures"), "annotation": entries, "repeat_time": n}
+        name: {"root": str(room / "images"), "annotation": entries, "repeat_time": n}
         for n, name in enumerate("ab", 1)
     }
     (room / "meta.json").write_text(json.dumps(meta))
-    options = ["--workers", "1", "--held-out", "10"]
+    options = ["--workers", "1", "--validation", "10"]
     mix = room / "a, b: #1"
     assert main(["mixture", str(mix), str(room / "meta.json"), *options]) == 0
     streams = yaml.safe_load(capsys.readouterr().out.partition("data:\n")[2])["train"]
@@ -140,7 +204,10 @@ def test_a_mixture_is_built_by_one_command_that_prints_its_streams(
 
 @pytest.fixture
 def run_file(room: Path, tiny_run: dict) -> Path:
-    data = {"train": [{"path": str(room / "out" / "train")}], "held_out": str(room / "out" / "held_out")}
+    data = {
+        "train": [{"path": str(room / "out" / "train")}],
+        "validation": str(room / "out" / "validation"),
+    }
     (room / "run.yaml").write_text(yaml.safe_dump(merged(tiny_run, {"data": data})))
     return room / "run.yaml"
 
@@ -149,8 +216,11 @@ def test_lengths_are_written_with_the_shards(
     main, room: Path, run_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Once by the build itself, and again nothing to do for the command of its own."""
-    assert main(llava(room, "out", "--workers", "1", "--held-out", "10", "--run", str(run_file))) == 0
-    for split in ("train", "held_out"):
+    assert (
+        main(llava(room, "out", "--workers", "1", "--validation", "10", "--run", str(run_file)))
+        == 0
+    )
+    for split in ("train", "validation"):
         (side_car,) = (room / "out" / split / "lengths").iterdir()
         assert (side_car / "lengths.json").is_file()
     before = contents(room / "out")
@@ -160,7 +230,7 @@ def test_lengths_are_written_with_the_shards(
 
 
 def command(room: Path, out: str) -> list[str]:
-    return [sys.executable, str(TOOL), *llava(room, out, "--workers", "2", "--held-out", "10")]
+    return [sys.executable, str(TOOL), *llava(room, out, "--workers", "2", "--validation", "10")]
 
 
 def start(room: Path, out: str) -> subprocess.Popen:
@@ -191,8 +261,10 @@ def check_all_ended(group: int) -> None:
 
 @pytest.mark.slow
 def test_two_workers_killed_at_random_give_the_same_bytes(main, room: Path) -> None:
-    """Five kills of the tool; its workers end with it, and the last start finishes what all have begun."""
-    assert main(llava(room, "one", "--workers", "1", "--held-out", "10")) == 0
+    """Five kills of the tool; its workers end with it, and the last start finishes what all have
+    begun.
+    """
+    assert main(llava(room, "one", "--workers", "1", "--validation", "10")) == 0
     started = time.monotonic()
     assert run_command(command(room, "whole")).returncode == 0
     usual = time.monotonic() - started

@@ -28,7 +28,10 @@ def test_lists_come_from_setup_py(tool) -> None:
 
 def test_missing_and_old_packages_are_named(tool) -> None:
     assert tool.complaint("pytest") is None
-    assert tool.complaint("no-such-package>=1") == "no-such-package: missing, no-such-package>=1 is needed"
+    assert (
+        tool.complaint("no-such-package>=1")
+        == "no-such-package: missing, no-such-package>=1 is needed"
+    )
     assert "found, pytest>=999 is needed" in tool.complaint("pytest>=999")
 
 
@@ -38,7 +41,15 @@ def test_constraints_cover_every_direct_dependency(tool) -> None:
     from packaging.utils import canonicalize_name
 
     lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
-    pinned = {canonicalize_name(Requirement(line).name) for line in lines if line and not line.startswith("#")}
+    pinned = {
+        canonicalize_name(Requirement(line).name)
+        for line in lines
+        if line and not line.startswith("#")
+    }
     lists = tool.read_lists(ROOT / "setup.py")
-    direct = {canonicalize_name(Requirement(item).name) for name in ("install", "demo", "dev") for item in lists[name]}
+    direct = {
+        canonicalize_name(Requirement(item).name)
+        for name in ("install", "demo", "dev")
+        for item in lists[name]
+    }
     assert not direct - pinned

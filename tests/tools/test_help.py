@@ -17,7 +17,11 @@ def test_tool_explains_itself(tool):
 
 
 def test_fetch_models_leaves_local_parts_alone(tmp_path, tokenizer_folder):
-    command = [sys.executable, str(ROOT / "tools/fetch_models.py"), str(ROOT / "ds_configs/demo_pretrain.yaml")]
+    command = [
+        sys.executable,
+        str(ROOT / "tools/fetch_models.py"),
+        str(ROOT / "ds_configs/demo_pretrain.yaml"),
+    ]
     process = run_command([*command, "--set", f"llm.name={tokenizer_folder}"])
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("nothing to fetch") == 2

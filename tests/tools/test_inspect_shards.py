@@ -28,11 +28,15 @@ def run_file(tmp_path: Path, tiny_run: dict) -> Path:
     """The tiny run, in which the training folder has captions of its own choice."""
     stream = {"path": tiny_run["data"]["train"], "text": "turns"}
     path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(merged(tiny_run, {"data": {"train": [stream], "text": "captions"}})))
+    path.write_text(
+        yaml.safe_dump(merged(tiny_run, {"data": {"train": [stream], "text": "captions"}}))
+    )
     return path
 
 
-def test_it_prints_statistics_and_writes_the_page(tmp_path: Path, tiny_shards: Path, run_file: Path) -> None:
+def test_it_prints_statistics_and_writes_the_page(
+    tmp_path: Path, tiny_shards: Path, run_file: Path
+) -> None:
     page = tmp_path / "page.html"
     command = [
         sys.executable,
@@ -53,8 +57,10 @@ def test_it_prints_statistics_and_writes_the_page(tmp_path: Path, tiny_shards: P
     assert page.read_text().count("class=card") == 3
 
 
-def test_a_folder_alone_is_enough(tool: ModuleType, tiny_shards: Path, capsys: pytest.CaptureFixture) -> None:
-    assert tool.main([str(tiny_shards / "held_out"), "--limit", "5"]) == 0
+def test_a_folder_alone_is_enough(
+    tool: ModuleType, tiny_shards: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert tool.main([str(tiny_shards / "validation"), "--limit", "5"]) == 0
     assert "5 of 20 samples looked at" in capsys.readouterr().out
 
 
@@ -75,7 +81,7 @@ def test_it_says_what_is_wrong_in_one_line(
 def test_a_damaged_shard_is_named(
     tool: ModuleType, tmp_path: Path, tiny_shards: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    for file in (tiny_shards / "held_out").iterdir():
+    for file in (tiny_shards / "validation").iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     shard = bytearray((tmp_path / "shard.00000.mds").read_bytes())
     shard[len(shard) // 2] ^= 255

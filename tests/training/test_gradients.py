@@ -36,7 +36,9 @@ def test_two_ranks_give_the_gradient_of_one(launch, monkeypatch, tmp_path, zero)
     assert all(torch.isfinite(g).all() and g.abs().max() > 0 for g in one.values())
 
 
-def test_text_only_pack_on_one_rank_neither_hangs_nor_changes_the_gradient(launch, monkeypatch, tmp_path):
+def test_text_only_pack_on_one_rank_neither_hangs_nor_changes_the_gradient(
+    launch, monkeypatch, tmp_path
+):
     monkeypatch.setenv("HAND_MADE", "1")
     changes = {"batch": {"packs_per_step": 2}}
     one = gradients(launch, monkeypatch, tmp_path, 1, "one", **changes)

@@ -1,4 +1,6 @@
-"""kill -9 of every process of a run at random moments, saves included: nothing lost, nothing repeated."""
+"""kill -9 of every process of a run at random moments, saves included: nothing lost, nothing
+repeated.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ def run_file(tiny_run, folder: Path, name: str) -> Path:
 
 
 def start(path: Path, ranks: int, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(ranks),
+        "--standalone",
+    ]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     log = open(path.with_suffix(".log"), "a")  # noqa: SIM115 (the process keeps it)
     return subprocess.Popen(
@@ -44,7 +53,10 @@ def start(path: Path, ranks: int, *arguments: str) -> subprocess.Popen:
 
 def kill_all(process: subprocess.Popen) -> None:
     """torchrun puts each rank into a session of its own: the family tree is the way to all of them."""
-    for victim in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+    for victim in [
+        psutil.Process(process.pid),
+        *psutil.Process(process.pid).children(recursive=True),
+    ]:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
     process.wait()
@@ -56,7 +68,9 @@ def steps_done(run_dir: Path) -> int:
 
 
 def metrics_file(run_dir: Path) -> int:
-    """Which file it is: a run that continues writes a new one, without the lines of steps it will do again."""
+    """Which file it is: a run that continues writes a new one, without the lines of steps it will
+    do again.
+    """
     path = run_dir / "metrics.jsonl"
     return path.stat().st_ino if path.is_file() else 0
 
@@ -104,6 +118,12 @@ def test_two_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_fifty_kills_leave_the_run_as_if_it_had_never_stopped(tiny_run, tmp_path):
+@pytest.mark.timeout(900)
+def test_ten_kills_leave_a_run_of_two_ranks_as_if_it_had_never_stopped(tiny_run, tmp_path):
+    kill_and_compare(tiny_run, tmp_path, ranks=2, kills=10, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3000)
+def test_fifty_kills_leave_a_run_of_two_ranks_as_if_it_had_never_stopped(tiny_run, tmp_path):
     kill_and_compare(tiny_run, tmp_path, ranks=2, kills=50, seed=1)

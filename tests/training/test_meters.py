@@ -5,12 +5,13 @@ import torch
 from tiny import tiny_samples
 from torch.utils.flop_counter import FlopCounterMode
 
+from pargo_ds import assembly
+from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.batch import pack
 from pargo_ds.config import parse_config
 from pargo_ds.data.conversation import encode
-from pargo_ds.training import assembly
-from pargo_ds.training.freezing import apply_freezing
-from pargo_ds.training.meters import StepMeter, imbalance
+from pargo_ds.training.meters import StepMeter, flop_model, imbalance
+from pargo_ds.training.recompute import Recompute
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +21,13 @@ def parts(tiny_run):
     model = assembly.build_model(run, processor, None)
     apply_freezing(model, run.train)
     samples = [encode(s, s.turns, processor, "here") for s in tiny_samples(4)]
-    return run, model, pack(samples, processor.image_size), assembly.flop_model(model)
+    return run, model, pack(samples, processor.image_size), flop_model(model)
 
 
 def test_forward_and_backward_match_torchs_counter(parts):
-    """One sample, because torch counts the masked squares between packed samples too; 10 % for its unmasked halves."""
+    """One sample, because torch counts the masked squares between packed samples too; 10 % for its
+    unmasked halves.
+    """
     run, model, _, flops = parts
     processor = assembly.build_processor(run)
     (sample,) = tiny_samples(1)
@@ -44,11 +47,14 @@ def test_empty_pack_costs_nothing(parts):
     assert flops.of_batch(pack([], 64), run) == (0.0, 0.0)
 
 
-def test_checkpointing_raises_hardware_flops_only(parts, tiny_run):
+def test_checkpointing_raises_hardware_flops_only_by_the_layers_that_have_it(parts):
     run, _, batch, flops = parts
-    repeated = parse_config({**tiny_run, "train": {**tiny_run["train"], "activation_checkpointing": True}})
-    assert flops.of_batch(batch, repeated)[0] == flops.of_batch(batch, run)[0]
-    assert flops.of_batch(batch, repeated)[1] > flops.of_batch(batch, run)[1]
+    once, one, both = (flops.of_batch(batch, run, again=Recompute(n, 2)) for n in range(3))
+    assert once[0] == one[0] == both[0] == once[1]
+    assert one[1] > once[1]
+    assert both[1] - one[1] == pytest.approx(one[1] - once[1])
+    every = flops.of_batch(batch, run, again=Recompute(2, 2, projector=True))
+    assert every[1] > both[1]
 
 
 def test_frozen_llm_has_no_weight_gradient(parts, tiny_run):
@@ -60,7 +66,9 @@ def test_frozen_llm_has_no_weight_gradient(parts, tiny_run):
 
 
 def test_imbalance_is_what_ranks_wait_for_in_each_micro_batch():
-    """Two ranks, two micro-batches: pictures (6, 2) and (2, 6) have equal sums and still cost as much as (6, 6)."""
+    """Two ranks, two micro-batches: images (6, 2) and (2, 6) have equal sums and still cost as much
+    as (6, 6).
+    """
     assert imbalance([6.0, 6.0], [8.0, 8.0], ranks=2) == 1.5
     assert imbalance([4.0, 4.0], [8.0, 8.0], ranks=2) == 1.0
     assert imbalance([0.0], [0.0], ranks=2) == 1.0
@@ -70,9 +78,10 @@ def test_figures_of_a_step(parts):
     run, _, batch, flops = parts
     meter = StepMeter(run, flops, torch.device("cpu"))
     meter.start(data_wait_s=0.25)
-    meter.add(batch)
-    meter.add(pack([], 64))
-    figures = meter.reduce(loss_sum=3.0)
+    meter.add([batch])
+    meter.add([pack([], 64)])
+    figures = meter.figures(3.0, torch.tensor([meter.own()], dtype=torch.float64))
+    assert figures["loss"] == 3.0 / batch.num_targets
     assert figures["fill"] == batch.num_tokens / run.batch.tokens_per_pack
     assert figures["images"] == batch.num_images
     assert figures["image_imbalance"] == figures["token_imbalance"] == 1.0

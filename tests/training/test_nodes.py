@@ -2,7 +2,7 @@
 
 import pytest
 
-from pargo_ds.training.assembly import num_nodes
+from pargo_ds.assembly.loaders import num_nodes
 
 
 @pytest.mark.parametrize(

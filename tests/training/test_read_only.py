@@ -1,4 +1,6 @@
-"""A run's folder that cannot be written: said before anything is loaded, and survived in the middle of a run."""
+"""A run's folder that cannot be written: said before anything is loaded, and survived in the middle
+of a run.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +35,39 @@ def mounted(folder: Path) -> Iterator[None]:
 
 def remount(folder: Path, how: str) -> bool:
     """False as long as somebody has a file open for writing."""
-    return subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            ["mount", "-o", f"remount,{how}", str(folder)], capture_output=True
+        ).returncode
+        == 0
+    )
 
 
 def command(tiny_run, folder: Path, steps: int) -> list[str]:
-    changes = {"output": str(folder), "train": {"steps": steps}, "checkpoint": {"every": 2, "keep": 2}}
+    changes = {
+        "output": str(folder),
+        "train": {"steps": steps},
+        "checkpoint": {"every": 2, "keep": 2},
+    }
     path = folder.parent / "run.yaml"
     path.write_text(yaml.safe_dump(merged(tiny_run, changes)))
     return [sys.executable, "-m", "pargo_ds.train", str(path)]
 
 
-@pytest.mark.parametrize("place", ["", "tiny", "tiny/checkpoints"], ids=["output", "run", "checkpoints"])
+@pytest.mark.parametrize(
+    "place", ["", "tiny", "tiny/checkpoints"], ids=["output", "run", "checkpoints"]
+)
 def test_a_read_only_folder_is_named_before_anything_is_loaded(tiny_run, tmp_path, place):
     output = tmp_path / "output"
     with mounted(output / place):
         assert remount(output / place, "ro")
         process = run_command(command(tiny_run, output, 4))
         assert process.returncode == 2, process.stderr[-3000:]
-        (line,) = [line for line in process.stderr.splitlines() if line.startswith("pargo_ds.train: error: ")]
+        (line,) = [
+            line
+            for line in process.stderr.splitlines()
+            if line.startswith("pargo_ds.train: error: ")
+        ]
         assert f"{output / (place or 'tiny')} cannot be written (Read-only file system)" in line
         assert "make the folder writable on every node, make room, or choose another place" in line
         assert "Traceback" not in process.stderr
@@ -86,16 +103,25 @@ def until(condition, process: subprocess.Popen, timeout: float = 150) -> None:
 
 
 @pytest.mark.slow
-def test_a_folder_that_becomes_read_only_ends_the_run_and_leaves_the_checkpoint_before(tiny_run, tmp_path):
+def test_a_folder_that_becomes_read_only_ends_the_run_and_leaves_the_checkpoint_before(
+    tiny_run, tmp_path
+):
     output = tmp_path / "output"
     checkpoints = output / "tiny" / "checkpoints"
     with mounted(checkpoints):
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+            "DS_ACCELERATOR": "cpu",
+        }
         process = subprocess.Popen(
             command(tiny_run, output, 5000), env={**env, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        until(lambda: (checkpoints / "step_00000004").is_dir() and remount(checkpoints, "ro"), process)
+        until(
+            lambda: (checkpoints / "step_00000004").is_dir() and remount(checkpoints, "ro"), process
+        )
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 2, errors[-3000:]
         assert "could not be written" in errors

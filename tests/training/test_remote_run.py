@@ -1,4 +1,6 @@
-"""A whole run from a real S3 server that goes down: every rank says which shard, and the run continues exactly."""
+"""A whole run from a real S3 server that goes down: every rank says which shard, and the run
+continues exactly.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ import yaml
 from object_store import ObjectStore
 from tiny import ROOT, merged, metrics, tiny_samples
 
-from pargo_ds.data.shards import write_shards
-from pargo_ds.data.stores import upload_folder
+from pargo_ds.data.shards.folder import upload_folder
+from pargo_ds.data.shards.mds import write_shards
 
 STEPS = 24
 
@@ -37,7 +39,11 @@ def start_ranks(count: int, run: dict, folder: Path) -> list[subprocess.Popen]:
     run_file = folder / f"{run['name']}.yaml"
     run_file.write_text(yaml.safe_dump(run))
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(ObjectStore().port), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    shared |= {
+        "MASTER_PORT": str(ObjectStore().port),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     return [
         subprocess.Popen(
@@ -53,7 +59,10 @@ def start_ranks(count: int, run: dict, folder: Path) -> list[subprocess.Popen]:
 
 def ended(ranks: list[subprocess.Popen], run: dict, folder: Path) -> list[tuple[int, str]]:
     codes = [rank.wait(timeout=300) for rank in ranks]
-    return [(code, (folder / f"{run['name']}-{rank}.err").read_text()) for rank, code in enumerate(codes)]
+    return [
+        (code, (folder / f"{run['name']}-{rank}.err").read_text())
+        for rank, code in enumerate(codes)
+    ]
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -62,14 +71,16 @@ def losses(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_run_survives_the_death_of_its_store(tiny_run: dict, store: ObjectStore, tmp_path: Path) -> None:
+def test_run_survives_the_death_of_its_store(
+    tiny_run: dict, store: ObjectStore, tmp_path: Path
+) -> None:
     """Small packs and a cache of few shards, so that the store is needed at every step."""
     write_shards(tiny_samples(600), tmp_path / "shards", shard_bytes=1 << 12)
     assert len(list((tmp_path / "shards").glob("*.mds"))) > 24
     address = store.address("demo/train")
     upload_folder(tmp_path / "shards", address)
-    upload_folder(Path(tiny_run["data"]["held_out"]), store.address("demo/held_out"))
-    data = {"train": address, "held_out": store.address("demo/held_out"), "workers": 1}
+    upload_folder(Path(tiny_run["data"]["validation"]), store.address("demo/validation"))
+    data = {"train": address, "validation": store.address("demo/validation"), "workers": 1}
     changes = {
         "output": str(tmp_path),
         "train": {"steps": STEPS},
@@ -77,7 +88,10 @@ def test_run_survives_the_death_of_its_store(tiny_run: dict, store: ObjectStore,
         "data": {**data, "cache": str(tmp_path / "cache"), "cache_limit": "32kb"},
     }
 
-    local = merged(tiny_run, {**changes, "name": "whole", "data": {"train": str(tmp_path / "shards"), "workers": 1}})
+    local = merged(
+        tiny_run,
+        {**changes, "name": "whole", "data": {"train": str(tmp_path / "shards"), "workers": 1}},
+    )
     assert [code for code, _ in ended(start_ranks(2, local, tmp_path), local, tmp_path)] == [0, 0]
 
     run = merged(tiny_run, {**changes, "name": "cut"})
@@ -98,7 +112,7 @@ def test_run_survives_the_death_of_its_store(tiny_run: dict, store: ObjectStore,
     store.start()
     store.new_bucket("training")
     upload_folder(tmp_path / "shards", address)
-    upload_folder(Path(tiny_run["data"]["held_out"]), store.address("demo/held_out"))
+    upload_folder(Path(tiny_run["data"]["validation"]), store.address("demo/validation"))
     again = ended(start_ranks(2, run, tmp_path), run, tmp_path)
     assert [code for code, _ in again] == [0, 0], again[0][1][-3000:]
     assert "continuing after step" in again[0][1]

@@ -18,15 +18,25 @@ import yaml
 from tiny import ROOT, merged, metrics
 
 from pargo_ds.batch import Encoded, pack
+from pargo_ds.errors import RunBusyError
 from pargo_ds.training.bad_steps import BadSteps
 from pargo_ds.training.survival import StopRequest, first_to_fail, read_state, write_state
 
 
-def launch_in_background(tiny_run, folder: Path, changes: dict, ranks: int = 1) -> tuple[subprocess.Popen, Path]:
+def launch_in_background(
+    tiny_run, folder: Path, changes: dict, ranks: int = 1
+) -> tuple[subprocess.Popen, Path]:
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(merged(tiny_run, {"output": str(folder), **changes})))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(ranks),
+        "--standalone",
+    ]
     process = subprocess.Popen(
         [*command, "-m", "pargo_ds.train", str(path)], env={**env, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -51,8 +61,13 @@ LONG = {"train": {"steps": 5000}, "checkpoint": {"every": 1000}}
 
 
 def ranks_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """The ranks of a run, without what they have forked: until it calls exec, or for ever as a reader
+    of data, a forked process has its parent's command line.
+    """
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "pargo_ds.train" in " ".join(child.cmdline())]
+    ours = [child for child in children if "pargo_ds.train" in " ".join(child.cmdline())]
+    found = {child.pid for child in ours}
+    return [child for child in ours if child.ppid() not in found]
 
 
 @pytest.mark.parametrize("way", ["signal", "file"])
@@ -79,7 +94,9 @@ def test_a_stop_request_ends_the_run_saved_and_with_status_0(tiny_run, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_run_within_seconds_and_one_traceback_is_shown(tiny_run, tmp_path):
+def test_a_rank_that_dies_ends_the_run_within_seconds_and_one_traceback_is_shown(
+    tiny_run, tmp_path
+):
     process, run_dir = launch_in_background(tiny_run, tmp_path, LONG, ranks=2)
     wait_until(lambda: lines(run_dir) >= 2, process)
     victim = next(rank for rank in ranks_of(process) if rank.environ().get("RANK") == "1")
@@ -101,7 +118,9 @@ def test_a_run_that_hangs_writes_the_stacks_of_every_rank_and_ends(tiny_run, tmp
     victim = next(rank for rank in ranks_of(process) if rank.environ().get("RANK") == "1")
     victim.suspend()
     time.sleep(15)
-    assert (run_dir / "logs" / "stacks_rank_00000.txt").stat().st_size > 0  # rank 0 waited in a collective
+    assert (
+        run_dir / "logs" / "stacks_rank_00000.txt"
+    ).stat().st_size > 0  # rank 0 waited in a collective
     victim.resume()
     process.communicate(timeout=120)
     assert process.returncode != 0
@@ -115,33 +134,43 @@ def test_a_run_cannot_be_started_twice_at_once(tiny_run, tmp_path, monkeypatch):
     run = parse_config(merged(tiny_run, {"output": str(tmp_path)}))
     run.run_dir.mkdir(parents=True)
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT_S", 0.3)
-    lock = run_folder.hold(run)
-    with pytest.raises(run_folder.RunBusyError, match=f"is being trained by another process .*process {os.getpid()}"):
-        run_folder.hold(run)
+    lock = run_folder.lock_run_folder(run)
+    with pytest.raises(
+        RunBusyError, match=f"is being trained by another process .*process {os.getpid()}"
+    ):
+        run_folder.lock_run_folder(run)
     lock.close()
-    run_folder.hold(run).close()
+    run_folder.lock_run_folder(run).close()
 
 
 def batch(names: list[str]):
     pixels = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
-    return pack([Encoded(sample_id=n, input_ids=[1, 2], labels=[1, 2], pixels=pixels) for n in names], 8)
+    return pack(
+        [Encoded(sample_id=n, input_ids=[1, 2], labels=[1, 2], pixels=pixels) for n in names], 8
+    )
 
 
 def test_bad_steps_in_a_row_end_the_run_and_name_their_samples():
     bad = BadSteps(3)
     nan = {"loss": float("nan")}
-    assert bad.look(1, nan, True, [batch(["a", "b"])])
-    assert not bad.look(2, {"loss": 1.0}, False, [batch(["c"])])  # a good step between: counting begins anew
-    assert bad.look(3, nan, True, [batch(["d"])])
-    assert bad.look(4, {"loss": 1.0}, True, [batch(["e"])])  # the loss is fine, the gradient was not
+    assert bad.check_step(1, nan, True, [batch(["a", "b"])])
+    assert not bad.check_step(
+        2, {"loss": 1.0}, False, [batch(["c"])]
+    )  # a good step between: counting begins anew
+    assert bad.check_step(3, nan, True, [batch(["d"])])
+    assert bad.check_step(
+        4, {"loss": 1.0}, True, [batch(["e"])]
+    )  # the loss is fine, the gradient was not
     with pytest.raises(FloatingPointError, match="step 3: d; step 4: e; step 5: f") as caught:
-        bad.look(5, nan, True, [batch(["f"])])
+        bad.check_step(5, nan, True, [batch(["f"])])
     assert "3 step(s) in a row" in str(caught.value)
 
 
 @pytest.mark.parametrize("zero", ["zero3", pytest.param("zero2", marks=pytest.mark.slow)])
 def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(tiny_run, tmp_path, zero):
-    """A gradient of NaN in steps 2 and 3 of a real run: both are skipped, and step 4 trains on finite weights."""
+    """A gradient of NaN in steps 2 and 3 of a real run: both are skipped, and step 4 trains on
+    finite weights.
+    """
     script = tmp_path / "poisoned.py"
     script.write_text(
         textwrap.dedent(
@@ -151,26 +180,35 @@ def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(tiny_run, 
             from pargo_ds import train
             from pargo_ds.training.trainer import Trainer
 
-            plain, steps = Trainer.next_batches, []
+            plain, steps = Trainer.optimizer_step, []
 
-            def poisoned(self):
+            def poisoned(self, *arguments):
                 if not steps:
                     backward = self.engine.backward
                     self.engine.backward = lambda loss: backward(loss * float("nan") if len(steps) in (2, 3) else loss)
                 steps.append(None)
-                return plain(self)
+                return plain(self, *arguments)
 
-            Trainer.next_batches = poisoned
+            Trainer.optimizer_step = poisoned
             sys.exit(train.main(sys.argv[1:]))
             """
         )
     )
     run_file = tmp_path / "run.yaml"
-    changes = {"output": str(tmp_path), "deepspeed": f"ds_configs/{zero}.json", "train": {"steps": 5}}
+    changes = {
+        "output": str(tmp_path),
+        "deepspeed": f"ds_configs/{zero}.json",
+        "train": {"steps": 5},
+    }
     run_file.write_text(yaml.safe_dump(merged(tiny_run, changes)))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     process = subprocess.run(
-        [sys.executable, str(script), str(run_file)], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240
+        [sys.executable, str(script), str(run_file)],
+        env=env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert process.returncode == 0, process.stderr[-4000:]
     steps = metrics(tmp_path / "tiny")
@@ -179,10 +217,17 @@ def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(tiny_run, 
     assert [line["grad_norm"] is None for line in steps] == [False, True, True, False, False]
 
 
-def test_a_stop_file_counts_when_it_is_younger_than_the_submission_or_the_process(tmp_path, monkeypatch):
+def test_a_stop_file_counts_when_it_is_younger_than_the_submission_or_the_process(
+    tmp_path, monkeypatch
+):
     stop = StopRequest.__new__(StopRequest)  # without its signal handlers
     stop.file, stop.reason = tmp_path / "STOP", None
-    for submitted, touched, stays in ((None, 0, False), (None, None, True), ("1000", 999, False), ("1000", 1000, True)):
+    for submitted, touched, stays in (
+        (None, 0, False),
+        (None, None, True),
+        ("1000", 999, False),
+        ("1000", 1000, True),
+    ):
         monkeypatch.delenv("PARGO_SUBMITTED", raising=False)
         if submitted is not None:
             monkeypatch.setenv("PARGO_SUBMITTED", submitted)
@@ -196,7 +241,9 @@ def test_a_stop_file_counts_when_it_is_younger_than_the_submission_or_the_proces
 
 
 @pytest.mark.parametrize("reason, stays", [("SIGTERM", True), ("the file STOP", False)])
-def test_a_stop_file_that_comes_while_a_signal_is_obeyed_stays_for_the_next_start(tiny_run, tmp_path, reason, stays):
+def test_a_stop_file_that_comes_while_a_signal_is_obeyed_stays_for_the_next_start(
+    tiny_run, tmp_path, reason, stays
+):
     from pargo_ds.config import parse_config
     from pargo_ds.train import finish
 

@@ -22,7 +22,9 @@ TOTAL = 12
 
 @pytest.fixture
 def run(tiny_run, tmp_path) -> RunConfig:
-    run = parse_config(merged(tiny_run, {"output": str(tmp_path), "reporting": {"wandb": "offline"}}))
+    run = parse_config(
+        merged(tiny_run, {"output": str(tmp_path), "reporting": {"wandb": "offline"}})
+    )
     run.run_dir.mkdir()
     return run
 
@@ -32,7 +34,9 @@ def start(run: RunConfig, first_step: int) -> WandbRun:
     metrics.touch()
     drop_lines_after(metrics, first_step)
     if first_step > 0:
-        time.sleep(1)  # wandb names its folders by the second, and no real start is as quick as this one
+        time.sleep(
+            1
+        )  # wandb names its folders by the second, and no real start is as quick as this one
     return WandbRun(run, metrics, first_step, TOTAL)
 
 
@@ -46,7 +50,9 @@ def report(reporter: WandbRun, *steps: int) -> None:
 
 def end_its_process() -> None:
     """As Slurm does with a signal to all processes of a job."""
-    own = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()]
+    own = [
+        child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()
+    ]
     assert own
     for child in own:
         child.send_signal(signal.SIGTERM)
@@ -54,11 +60,15 @@ def end_its_process() -> None:
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in own):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(0.5)  # wandb's thread finds the connection closed; figures before that are lost without a word
+    time.sleep(
+        0.5
+    )  # wandb's thread finds the connection closed; figures before that are lost without a word
 
 
 def reported(run: RunConfig) -> list[int]:
-    """wandb's own process writes the end of a segment after `finish` has returned, but before it ends."""
+    """wandb's own process writes the end of a segment after `finish` has returned, but before it
+    ends.
+    """
     wandb.teardown()
     return reported_steps(run.run_dir)
 
@@ -68,7 +78,10 @@ def segments(run: RunConfig) -> list[str]:
 
 
 def test_each_start_continues_the_same_wandb_run(run):
-    for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # the second start has a checkpoint after step 2
+    for first, steps in (
+        (0, (1, 2, 3)),
+        (2, (3, 4)),
+    ):  # the second start has a checkpoint after step 2
         reporter = start(run, first)
         report(reporter, *steps)
         reporter.close()
@@ -88,7 +101,9 @@ def test_a_wandb_that_was_ended_is_started_again_and_has_every_step_once(run):
 
 
 def test_steps_that_are_trained_again_are_reported_once(run):
-    """A rank died while the checkpoint after step 4 was written, and again before the step where it died first."""
+    """A rank died while the checkpoint after step 4 was written, and again before the step where it
+    died first.
+    """
     for first, steps in ((0, (1, 2, 3, 4)), (2, (3,)), (2, (3, 4, 5, 6))):
         reporter = start(run, first)
         report(reporter, *steps)
@@ -146,7 +161,9 @@ def test_a_run_that_an_earlier_release_began_is_not_reported_twice(run):
 
 @pytest.fixture
 def silent_server(monkeypatch):
-    """The address of a server that takes connections and never answers; wandb's environment speaks of it alone."""
+    """The address of a server that takes connections and never answers; wandb's environment speaks
+    of it alone.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("NETRC", "/dev/null")
@@ -154,7 +171,9 @@ def silent_server(monkeypatch):
 
 
 @pytest.mark.parametrize("key", ["0123456789" * 4, "malformed"])
-def test_a_key_that_leads_nowhere_ends_no_run_and_loses_no_figure(run, silent_server, monkeypatch, caplog, key):
+def test_a_key_that_leads_nowhere_ends_no_run_and_loses_no_figure(
+    run, silent_server, monkeypatch, caplog, key
+):
     monkeypatch.setenv("WANDB_API_KEY", key)
     online = run.reporting.model_copy(update={"wandb": "auto", "wandb_timeout_s": 0.5})
     run = run.model_copy(update={"reporting": online})
@@ -197,20 +216,25 @@ def test_a_key_for_another_server_is_found_where_that_server_is_named(run, tmp_p
     assert mode_of(run) == "online"
 
 
-@pytest.mark.parametrize(("variable", "value"), [("WANDB_BASE_URL", "http://[x"), ("NETRC", "/"), ("NETRC", "/none")])
+@pytest.mark.parametrize(
+    ("variable", "value"), [("WANDB_BASE_URL", "http://[x"), ("NETRC", "/"), ("NETRC", "/none")]
+)
 def test_a_variable_that_names_nothing_means_no_key(run, monkeypatch, variable, value):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", "/none")
     monkeypatch.setenv(variable, value)
     assert (
-        mode_of(run.model_copy(update={"reporting": run.reporting.model_copy(update={"wandb": "auto"})})) == "offline"
+        mode_of(
+            run.model_copy(update={"reporting": run.reporting.model_copy(update={"wandb": "auto"})})
+        )
+        == "offline"
     )
 
 
 def test_a_note_that_cannot_be_written_ends_no_run(run, caplog):
     reporter = start(run, 0)
     report(reporter, 1)
-    (run.run_dir / "wandb_state.aside").mkdir()  # as a full disk: the note cannot be written
+    (run.run_dir / ".wandb_state.json.aside").mkdir()  # as a full disk: the note cannot be written
     reporter.close()
     assert "wandb stopped" in caplog.text
 

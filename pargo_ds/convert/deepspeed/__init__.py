@@ -1,1 +1,1 @@
-"""DeepSpeed's own checkpoints, read without DeepSpeed."""
+"""Read checkpoints of DeepSpeed alone, without DeepSpeed."""

@@ -1,4 +1,5 @@
-"""The folder that DeepSpeed's `engine.save_checkpoint` makes: which files it has, and whether one save wrote them all.
+"""The folder that DeepSpeed's `engine.save_checkpoint` makes: which files it has, and whether one
+save wrote them all.
 
 Names as in DeepSpeed 0.19.8, runtime/engine.py (`_get_ckpt_name`, `_get_rank_zero_ckpt_name`):
     latest                                                    the newest tag
@@ -10,14 +11,15 @@ Names as in DeepSpeed 0.19.8, runtime/engine.py (`_get_ckpt_name`, `_get_rank_ze
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.checkpoint.manifest import LATEST, CheckpointError
-from pargo_ds.convert.deepspeed.pickles import PickledTensor, Record, StatesFile
+from pargo_ds.checkpoint.manifest import LATEST
+from pargo_ds.convert.deepspeed.pickles import Record, StatesFile
+from pargo_ds.errors import CheckpointError, listed
 
 STATES = "*_states.pt"
+RANKS_SHOWN = 12
 WHOLE_MODEL = "mp_rank_00_model_states.pt"
 RANK_MODEL = re.compile(r"zero_pp_rank_(\d+)_mp_rank_\d+_model_states\.pt")
 RANK_OPTIMIZER = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_\d+_optim_states\.pt")
@@ -32,9 +34,10 @@ FOREIGN = (
 
 
 def find_tag_folder(folder: Path, tag: str | None) -> Path:
-    """The folder with the files: `folder`/`tag`, the one that `folder`/latest names, or `folder` itself.
+    """Return the folder with the files: `folder`/`tag`, the folder that `folder`/latest names, or
+    `folder` itself.
 
-    Raises CheckpointError when there is none, naming the tags that there are.
+    Raises CheckpointError when there is no such folder; the message names the existing tags.
     """
     pointer = folder / LATEST
     if tag is None and pointer.is_file():
@@ -50,7 +53,9 @@ def find_tag_folder(folder: Path, tag: str | None) -> Path:
         )
     chosen = folder / tag
     if not chosen.resolve().is_relative_to(folder.resolve()) or not chosen.is_dir():
-        raise CheckpointError(f"{folder} has no checkpoint of the tag {tag!r} (tags: {_tags_in(folder)})")
+        raise CheckpointError(
+            f"{folder} has no checkpoint of the tag {tag!r} (tags: {_tags_in(folder)})"
+        )
     return chosen
 
 
@@ -59,14 +64,18 @@ def _tags_in(folder: Path) -> str:
 
 
 def refuse_foreign(where: Path) -> None:
-    """CheckpointError, with the reason, for checkpoints whose tensors cannot be put together from the ranks' pieces."""
+    """Raise CheckpointError for checkpoints whose tensors cannot be assembled from the pieces of
+    the ranks.
+    """
     if (where / "zero").is_dir():
         raise CheckpointError(
             f"{where} is a universal checkpoint of DeepSpeed (ds_to_universal), which has lost frozen parameters and "
             "shapes' order; convert the checkpoint that it was made from"
         )
     if (where / "offloaded_tensors").is_dir():
-        raise CheckpointError(f"{where}: ZeRO offloaded its weights to NVMe (offloaded_tensors/), which is not read")
+        raise CheckpointError(
+            f"{where}: ZeRO offloaded its weights to NVMe (offloaded_tensors/), which is not read"
+        )
     for path in sorted(where.glob("*.pt")):
         for pattern, reason in FOREIGN:
             if pattern.match(path.name):
@@ -74,25 +83,34 @@ def refuse_foreign(where: Path) -> None:
 
 
 def rank_files(where: Path, pattern: re.Pattern) -> list[Path]:
-    """The files of all ranks in their order; CheckpointError when a rank lacks its file or has two."""
+    """Return the files of all ranks in the order of the ranks.
+
+    Raises CheckpointError when a rank has no file or two files.
+    """
     found: dict[int, Path] = {}
     for path in sorted(where.glob(STATES)):
         if match := pattern.fullmatch(path.name):
             if (rank := int(match[1])) in found:
-                raise CheckpointError(f"{where}: two saves are mixed, {found[rank].name} and {path.name}")
+                raise CheckpointError(
+                    f"{where}: two saves are mixed, {found[rank].name} and {path.name}"
+                )
             found[rank] = path
     missing = sorted(set(range(max(found, default=-1) + 1)) - found.keys())
     if missing:
         kind = next(iter(found.values())).name.rpartition("_mp_rank_")[2]
-        raise CheckpointError(f"{where}: the *_{kind} of {len(missing)} ranks are missing: {_listed(missing)}")
+        raise CheckpointError(
+            f"{where}: the *_{kind} of {len(missing)} ranks are missing: {listed(missing, RANKS_SHOWN)}"
+        )
     return [found[rank] for rank in sorted(found)]
 
 
 def check_count(files: list[StatesFile], ranks: int, where: Path, kind: str) -> None:
-    """CheckpointError unless there is one file of each of `ranks` ranks."""
+    """Raise CheckpointError unless there is one file for each of `ranks` ranks."""
     if len(files) < ranks:
-        missing = _listed(range(len(files), ranks))
-        raise CheckpointError(f"{where}: written by {ranks} ranks, the {kind} files of ranks {missing} are missing")
+        missing = listed(range(len(files), ranks), RANKS_SHOWN)
+        raise CheckpointError(
+            f"{where}: written by {ranks} ranks, the {kind} files of ranks {missing} are missing"
+        )
     if len(files) > ranks:
         raise CheckpointError(
             f"{where}: written by {ranks} ranks, but there are {kind} files of {len(files)}; two saves are mixed "
@@ -101,7 +119,9 @@ def check_count(files: list[StatesFile], ranks: int, where: Path, kind: str) -> 
 
 
 def check_same(files: list[StatesFile], what: str, values: list[Any]) -> None:
-    """CheckpointError naming the first file whose value differs from the first file's."""
+    """Raise CheckpointError naming the first file whose value differs from that of the first
+    file.
+    """
     for file, value in zip(files, values, strict=True):
         if value != values[0]:
             raise CheckpointError(
@@ -109,26 +129,34 @@ def check_same(files: list[StatesFile], what: str, values: list[Any]) -> None:
             )
 
 
-def agreed_stage(where: Path, model: StatesFile, optimizers: list[StatesFile], world_size: int) -> int:
-    """The ZeRO stage (1, 2 or 3) that every rank's optimizer file notes.
+def agreed_stage(
+    where: Path, model: StatesFile, optimizers: list[StatesFile], world_size: int
+) -> int:
+    """Return the ZeRO stage (1, 2 or 3) that the optimizer files of all ranks have.
 
-    Raises CheckpointError when the files disagree on it, on the optimizer's steps, or on the number of ranks.
+    Raises CheckpointError when the files disagree on the stage, on the steps of the optimizer, or
+    on the number of ranks.
     """
     if not optimizers:
-        raise CheckpointError(f"{where}: the *zero_pp_rank_*_optim_states.pt of all ranks are missing")
+        raise CheckpointError(
+            f"{where}: the *zero_pp_rank_*_optim_states.pt of all ranks are missing"
+        )
     states = [file.content["optimizer_state_dict"] for file in optimizers]
-    # DeepSpeed's BF16_Optimizer (ZeRO 1 with bf16 and gradients added up in fp32) does not write the stage.
+    # DeepSpeed's BF16_Optimizer (ZeRO 1 with bf16 and gradients that are accumulated in fp32) does
+    # not write the stage.
     stages = [int(_number(state.get("zero_stage", 1))) for state in states]
     check_same(optimizers, "ZeRO stage", stages)
     for file, state in zip(optimizers, states, strict=True):
         count = state["partition_count"]
-        if set(count if isinstance(count, list) else [count]) != {world_size}:
+        counts = count if isinstance(count, list) else [count]
+        if set(counts) != {world_size}:
             raise CheckpointError(
                 f"{file.path}: cut for {count} ranks, but {model.path.name} was written by {world_size}; two saves are "
                 "mixed, or experts (MoE) have ranks of their own"
             )
     kept = "optimizer_state_dict" if stages[0] == 3 else "base_optimizer_state"
-    check_same(optimizers, "optimizer step", [_optimizer_steps(state.get(kept)) for state in states])
+    steps = [_optimizer_steps(state.get(kept)) for state in states]
+    check_same(optimizers, "optimizer step", steps)
     if (stages[0] == 3) == (model.path.name == WHOLE_MODEL):
         raise CheckpointError(
             f"{optimizers[0].path}: of ZeRO stage {stages[0]}, which does not go with {model.path.name}; "
@@ -138,19 +166,20 @@ def agreed_stage(where: Path, model: StatesFile, optimizers: list[StatesFile], w
 
 
 def _number(value: Any) -> Any:
-    """An enum's number (`ZeroStageEnum.weights` is read as a Record made with 3), or the value itself."""
-    return value.arguments[0] if isinstance(value, Record) and value.arguments else value
+    """Return the number of an enum's value, or the value itself. `ZeroStageEnum.weights` is read as
+    a Record with the argument 3.
+    """
+    if isinstance(value, Record) and value.arguments:
+        return value.arguments[0]
+    return value
 
 
 def _optimizer_steps(states: Any) -> float | None:
-    """The most steps that a rank's optimizer counts for any of its groups; None where it counts none."""
+    """Return the largest number of steps that a rank's optimizer counts for one of its groups; None
+    if it counts none.
+    """
     if not isinstance(states, dict):
         return None
     groups = [*(states.get("state") or {}).values(), *(states.get("param_groups") or [])]
     counts = [group["step"] for group in groups if isinstance(group, dict) and "step" in group]
-    return max((float(c.values()) if isinstance(c, PickledTensor) else float(c) for c in counts), default=None)
-
-
-def _listed(ranks: Iterable[int], most: int = 12) -> str:
-    numbers = [str(rank) for rank in ranks]
-    return ", ".join(numbers[:most]) + (f" and {len(numbers) - most} more" if len(numbers) > most else "")
+    return max((float(count) for count in counts), default=None)

@@ -1,49 +1,46 @@
-"""The files that DeepSpeed saves with torch.save, read without DeepSpeed and without running anything of them.
+"""Read files that DeepSpeed saved with torch.save, without DeepSpeed.
 
-Such a file is an uncompressed zip archive: `data.pkl` says what there is, `data/0`, `data/1`, ... are the tensors'
-bytes. The pickle is read into plain containers and inert records; a tensor becomes a note of where its values lie, and
-they are mapped into memory when they are asked for. The archive's checksums are compared the first time a storage is
-read.
-Layout: torch.serialization (`_save`, `_load`) and torch/_utils.py (`_rebuild_tensor_v2`) of torch 2.11 to 2.15.
+`torch.load(weights_only=True)` reads them. For every class that torch does not know, it gets an
+inert stub, so that no code but that of torch runs. The tensors are mapped: their bytes are read
+when they are used. torch.load does not compare the checksums of the archive, so this module does
+it, for each tensor when it is first used.
 """
 
 from __future__ import annotations
 
-import io
-import pickle
 import sys
-import threading
 import zipfile
 import zlib
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 PACKAGES = {
     "deepspeed", "torch", "numpy", "transformers", "accelerate", "peft", "omegaconf",
-    "argparse", "collections", "datetime", "enum", "functools", "pathlib", "types", "_codecs", "copyreg", "copy_reg",
+    "argparse", "collections", "datetime", "enum", "functools", "pathlib", "types", "copyreg",
 }  # fmt: skip
-"""Whose classes are read as inert records; the optimizer, the schedule and client_state hold some."""
-BUILTINS = {"set", "frozenset", "bytearray", "complex", "slice", "range", "xrange", "object"}
-"""Of the module `builtins`, which torch.save's pickles call `__builtin__`."""
-STORAGES = {
-    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+"""Modules whose classes become stubs. The optimizer, the schedule and client_state contain some."""
+BUILTINS = {
+    "bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "range", "slice", "str",
+    "tuple",
 }  # fmt: skip
-_LOCAL_HEADER = 30
+"""Names of the module `builtins` that become stubs; torch.load itself reads a few others."""
+Storages: TypeAlias = list[torch.UntypedStorage]
+Records: TypeAlias = list[zipfile.ZipInfo]
 _CHUNK = 8 << 20
 
 
 class Record:
-    """What stands for an object of the pickle: the arguments that it was made with, and its fields."""
+    """A stub for an object of the file. It keeps the arguments of the constructor and the
+    fields.
+    """
+
+    arguments: tuple[Any, ...]
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Record:
         made = super().__new__(cls)
@@ -54,193 +51,173 @@ class Record:
         if isinstance(state, dict):
             self.__dict__.update({str(key): value for key, value in state.items()})
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Mappings' items are not kept."""
 
-    def append(self, item: Any) -> None:
-        """Lists' items are not kept."""
-
-
-@dataclass(frozen=True)
-class _Storage:
-    archive: StatesFile
-    key: str
-    dtype: torch.dtype
+FILLED_LATER: dict[str, Callable[..., Any]] = {
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda *_: [],
+}
+"""Classes that must be plain dicts and lists, because torch.load adds items to no other type."""
 
 
 @dataclass(frozen=True)
-class PickledTensor:
-    """A tensor of a file, not yet read. `offset` and `stride` count elements of its storage."""
+class SavedTensor:
+    """A tensor of a file. It is mapped and must not be changed."""
 
-    archive: StatesFile
-    key: str
-    dtype: torch.dtype
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    file: StatesFile
+    tensor: torch.Tensor
 
     @property
     def numel(self) -> int:
-        return prod(self.shape)
+        return self.tensor.numel()
 
-    def values(self) -> torch.Tensor:
-        """The tensor in its shape: a view of the mapped file, to be copied and not to be changed.
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
 
-        Raises CheckpointError when its storage is absent, too short or altered.
-        """
-        if self.numel == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        storage = self.archive.storage(self.key, self.dtype)
-        last = self.offset + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        if min(self.offset, *self.stride, 0) < 0 or last >= storage.numel():
-            raise CheckpointError(
-                f"{self.archive.path}: a tensor of shape {list(self.shape)} reaches element {last} of storage "
-                f"{self.key}, which has {storage.numel()}; the file was altered"
-            )
-        return storage.as_strided(self.shape, self.stride, storage.storage_offset() + self.offset)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
 
     def flat(self, start: int, stop: int) -> torch.Tensor:
-        """Elements `start` ... `stop` of the flattened tensor, likewise a view (a copy where it is not contiguous)."""
-        return self.values().reshape(-1)[start:stop]
+        """Return the elements `start` ... `stop` of the flattened tensor: a view, or a copy if the
+        tensor is not contiguous.
+
+        Raises CheckpointError when the bytes of the tensor were altered.
+        """
+        self.file.check(self.tensor)
+        return self.tensor.detach().reshape(-1)[start:stop]
 
 
 class StatesFile:
-    """One file of torch.save.
+    """One file of torch.save; `content` is the saved object.
 
     Args:
         path: the file.
 
     Raises:
-        CheckpointError: it is absent, cut, compressed, of torch's format before 1.6, or its pickle refers to classes or
-            functions that have no place in it (none is run).
+        CheckpointError: the file is missing, cut, altered, compressed or in torch's format before
+            1.6, or it refers to classes or functions that do not belong there (none of them is
+            run).
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._bytes: torch.Tensor | None = None
-        self._compared: set[str] = set()
-        self._comparing = threading.Lock()
         try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.infolist()
+            records = self._check_all_but_tensors()
+            self.content, storages = self._load()
+        except CheckpointError:
+            raise
         except (zipfile.BadZipFile, OSError) as error:
             raise CheckpointError(
                 f"{path} cannot be read ({error}); it was cut, or torch.save did not write it"
             ) from None
-        self._records = {entry.filename.partition("/")[2]: entry for entry in entries}
-        order = bytes(self._record("byteorder").numpy()).decode() if "byteorder" in self._records else "little"
-        if order != sys.byteorder:
-            raise CheckpointError(f"{path} was written on a {order}-endian machine; convert it on such a one")
-        self.content = self._unpickle(self._record("data.pkl").numpy().tobytes())
+        except Exception as error:  # A damaged pickle may raise any exception.
+            raise CheckpointError(f"{path}: its pickle is damaged ({_said(error)})") from error
+        self._unchecked = self._pair(storages, records)
 
-    def _unpickle(self, body: bytes) -> Any:
+    def check(self, tensor: torch.Tensor) -> None:
+        """Compare the bytes behind a tensor with their checksum when they are first used.
+
+        Raises CheckpointError when they differ.
+        """
+        storage = tensor.untyped_storage()
+        record = self._unchecked.get(storage.data_ptr())
+        if record is None:
+            return
+        data = torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
+        checksum = 0
+        for start in range(0, len(data), _CHUNK):
+            checksum = zlib.crc32(data[start : start + _CHUNK], checksum)
+        if checksum != record.CRC:
+            raise self._altered(record)
+        self._unchecked.pop(storage.data_ptr(), None)
+
+    def _check_all_but_tensors(self) -> Records:
+        """Compare the checksums of the small records, and return the records of the tensors."""
+        tensors = []
+        with zipfile.ZipFile(self.path) as archive:
+            for record in archive.infolist():
+                if record.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(f"{self.path} is compressed; torch.save did not write it")
+                if _name(record).startswith("data/"):
+                    tensors.append(record)
+                elif record.CRC:  # It is 0 where set_crc32_options(False) was in force.
+                    self._check_small(archive, record)
+        return tensors
+
+    def _check_small(self, archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> None:
         try:
-            return _InertUnpickler(io.BytesIO(body), self).load()
-        except _ForeignName as error:
-            raise CheckpointError(
-                f"{self.path} refers to {error}, which has no place in a DeepSpeed checkpoint (nothing of it was run). "
-                "Save again without it in client_state, or do not trust this file"
-            ) from None
-        except RecursionError:
-            raise CheckpointError(f"{self.path}: its pickle is nested too deeply") from None
-        except Exception as error:  # a damaged pickle fails in any way
-            raise CheckpointError(f"{self.path}: its pickle is damaged ({type(error).__name__}: {error})") from error
+            content = archive.read(record)
+        except zipfile.BadZipFile:
+            raise self._altered(record) from None
+        if _name(record) == "byteorder" and content.decode() != sys.byteorder:
+            # torch.load would swap the bytes of all tensors at once, in memory.
+            raise CheckpointError(f"{self.path} was written on a {content.decode()}-endian machine")
 
-    def _record(self, name: str) -> torch.Tensor:
-        """Bytes of one part of the archive, mapped and compared with their checksum once."""
-        entry = self._records.get(name)
-        if entry is None:
-            raise CheckpointError(f"{self.path}: {name} is missing in it; the file was altered")
-        data = self._mapped()
-        head = data[entry.header_offset : entry.header_offset + _LOCAL_HEADER]
-        if entry.compress_type != zipfile.ZIP_STORED or bytes(head[:4].numpy()) != b"PK\3\4":
-            raise CheckpointError(
-                f"{self.path}: {name} does not lie there as torch.save writes it; the file was altered"
+    def _load(self) -> tuple[Any, Storages]:
+        """Return the saved object and the storages of its tensors."""
+        storages: Storages = []
+
+        def keep(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+            storages.append(storage)
+            return storage
+
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(self.path)
+        self._refuse_foreign(names)
+        stubs: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+        for name in names:
+            stubs.append((FILLED_LATER.get(name) or _record_class(name), name))
+        with torch.serialization.safe_globals(stubs):
+            content = torch.load(
+                self.path,
+                mmap=True,
+                weights_only=True,
+                map_location=keep,  # type: ignore[arg-type]  # torch gives untyped storages
             )
-        name_length, extra_length = (int.from_bytes(bytes(head[at : at + 2].numpy()), "little") for at in (26, 28))
-        start = entry.header_offset + _LOCAL_HEADER + name_length + extra_length
-        found = data[start : start + entry.file_size]
-        if found.numel() != entry.file_size:
-            raise CheckpointError(f"{self.path}: {name} ends beyond the file, which was cut")
-        with self._comparing:
-            if name not in self._compared:
-                self._compare(name, found, entry.CRC)
-        return found
+        return content, storages
 
-    def _compare(self, name: str, data: torch.Tensor, expected: int) -> None:
-        # torch writes 0 where torch.serialization.set_crc32_options(False) was in force.
-        crc, view = 0, memoryview(data.numpy())
-        for start in range(0, len(view), _CHUNK) if expected else ():
-            crc = zlib.crc32(view[start : start + _CHUNK], crc)
-        if crc != expected:
-            raise CheckpointError(f"{self.path}: {name} was altered (its checksum differs)")
-        self._compared.add(name)
+    def _refuse_foreign(self, names: list[str]) -> None:
+        for name in sorted(names):
+            module, _, short = name.rpartition(".")
+            is_builtin = module == "builtins" and short in BUILTINS
+            if not is_builtin and name.partition(".")[0] not in PACKAGES:
+                raise CheckpointError(
+                    f"{self.path} refers to {name}, which has no place in a DeepSpeed checkpoint "
+                    "(nothing of it was run). Save again without it in client_state, or do not "
+                    "trust this file"
+                )
 
-    def _mapped(self) -> torch.Tensor:
-        if self._bytes is None:
-            size = self.path.stat().st_size
-            # Pages are private to this process, read from the file when touched, and need no open descriptor.
-            self._bytes = torch.from_file(str(self.path), shared=False, size=size, dtype=torch.uint8)
-        return self._bytes
+    def _pair(self, storages: Storages, records: Records) -> dict[int, zipfile.ZipInfo]:
+        """Return the record of each storage by its address; records without a checksum are left
+        out.
 
-    def storage(self, key: str, dtype: torch.dtype) -> torch.Tensor:
-        """A whole storage, 1-D, mapped. Raises CheckpointError when it is absent or altered."""
-        data = self._record(f"data/{key}")
-        data = data[: data.numel() // dtype.itemsize * dtype.itemsize]
-        aligned = data.storage_offset() % dtype.itemsize == 0
-        return (data if aligned else data.clone()).view(dtype)
+        torch.load maps the file once, so the addresses have the order of the records in the file.
+        """
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+        addresses = sorted(sizes)
+        filled = [record for record in records if record.file_size]
+        filled.sort(key=lambda record: record.header_offset)
+        if [sizes[address] for address in addresses] != [record.file_size for record in filled]:
+            raise CheckpointError(f"{self.path}: its tensors do not fit its bytes; it was altered")
+        pairs = zip(addresses, filled, strict=True)
+        return {address: record for address, record in pairs if record.CRC}
+
+    def _altered(self, record: zipfile.ZipInfo) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {_name(record)} was altered (its checksum differs)")
 
 
-class _ForeignName(Exception):
-    """A class or function that does not belong into the file."""
+def _record_class(name: str) -> type[Record]:
+    """Return the stub class for a name; each name has its own class, which messages can show."""
+    return type(name.rpartition(".")[2], (Record,), {})
 
 
-class _InertUnpickler(pickle.Unpickler):
-    """Builds containers, notes of tensors, and records; refuses what is outside PACKAGES."""
-
-    def __init__(self, file: io.BytesIO, archive: StatesFile) -> None:
-        super().__init__(file)
-        self.archive = archive
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _REBUILT:
-            return _REBUILT[module, name]
-        if module in ("torch", "torch.storage"):
-            if name in STORAGES:
-                return STORAGES[name]
-            if isinstance(found := vars(torch).get(name), torch.dtype):
-                return found
-        if module.partition(".")[0] in PACKAGES or (module in ("builtins", "__builtin__") and name in BUILTINS):
-            return type(name.rpartition(".")[2], (Record,), {"source": f"{module}.{name}"})
-        raise _ForeignName(f"{module}.{name}")
-
-    def persistent_load(self, saved: Any) -> _Storage:
-        kind, dtype, key, _, _ = saved
-        if kind != "storage" or not isinstance(dtype, torch.dtype):
-            raise pickle.UnpicklingError(f"storage {saved!r} of an unknown kind")
-        return _Storage(self.archive, str(key), dtype)
+def _name(record: zipfile.ZipInfo) -> str:
+    """Return the name of a record without the folder that torch.save puts before it."""
+    return record.filename.partition("/")[2]
 
 
-def _tensor(storage: _Storage, offset: int, shape: Any, stride: Any, *rest: Any) -> PickledTensor:
-    # _rebuild_tensor_v3 has the dtype after requires_grad and the hooks; v2 has optional metadata there.
-    dtype = next((given for given in rest if isinstance(given, torch.dtype)), storage.dtype)
-    return PickledTensor(storage.archive, storage.key, dtype, offset, tuple(shape), tuple(stride))
-
-
-def _parameter(data: PickledTensor, *rest: Any) -> PickledTensor:
-    return data
-
-
-def _tensor_with_attributes(make: Any, kind: Any, arguments: tuple, state: Any) -> Any:
-    return make(*arguments) if make in (_tensor, _parameter) else Record(make, kind, arguments)
-
-
-_REBUILT = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v3"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-    ("torch._tensor", "_rebuild_from_type_v2"): _tensor_with_attributes,
-}
+def _said(error: Exception) -> str:
+    """Return the message of torch.load without its advice, which is to read the file unsafely."""
+    advice, _, rest = str(error).partition("\n\n")
+    reason = rest.partition("\n\n")[0] or advice
+    return f"{type(error).__name__}: {reason}"

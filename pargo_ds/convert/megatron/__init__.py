@@ -1,1 +1,1 @@
-"""megatron-core's torch_dist checkpoints, both ways."""
+"""Convert to and from torch_dist checkpoints of megatron-core."""

@@ -1,20 +1,23 @@
-"""The arguments of megatron-core's TransformerConfig and GPTModel for a Hugging Face language model, as plain JSON."""
+"""The arguments of megatron-core's TransformerConfig and GPTModel for a Hugging Face language
+model, as plain JSON.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.megatron.layout import Layout, head_dim
+from pargo_ds.errors import CheckpointError
 
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 """The constants of Llama 3.1's rotary scaling that GPTModel has built in."""
 
 
 def gpt_arguments(config: Any) -> dict[str, dict[str, Any]]:
-    """Three groups: `transformer_config` (activation_func is to be added), `layer_spec` and `gpt_model`.
+    """Return the arguments in three groups: `transformer_config` (without activation_func, which is
+    no JSON), `layer_spec` and `gpt_model`.
 
-    Raises CheckpointError when the language model has something that they cannot say.
+    Raises CheckpointError when the language model has something that the arguments cannot express.
     """
     layout = Layout.of(config)
     return {
@@ -46,16 +49,24 @@ def gpt_arguments(config: Any) -> dict[str, dict[str, Any]]:
 
 
 def rotary_arguments(config: Any) -> dict[str, Any]:
-    """GPTModel's rotary arguments. transformers 4 keeps theta and scaling apart, 5 in `rope_parameters`."""
-    rope = dict(getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {})
+    """Return the rotary arguments of GPTModel. transformers 4 has theta and scaling in two fields,
+    version 5 in the field `rope_parameters`.
+    """
+    rope = dict(
+        getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    )
     theta = rope.pop("rope_theta", None) or getattr(config, "rope_theta", 10000.0)
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
-    arguments: dict[str, Any] = {"rotary_base": int(theta) if float(theta).is_integer() else theta}
+    if float(theta).is_integer():
+        theta = int(theta)
+    arguments: dict[str, Any] = {"rotary_base": theta}
     if kind == "default":
         return arguments
     if kind == "linear":
         return arguments | {"seq_len_interpolation_factor": rope["factor"]}
     if kind == "llama3" and {key: rope.get(key) for key in LLAMA3} == LLAMA3:
         return arguments | {"rope_scaling": True, "rope_scaling_factor": rope["factor"]}
-    raise CheckpointError(f"the LLM scales its rotary positions with {kind} {rope}, for which GPTModel has no argument")
+    raise CheckpointError(
+        f"the LLM scales its rotary positions with {kind} {rope}, for which GPTModel has no argument"
+    )

@@ -1,4 +1,5 @@
-"""Weights of any source -> a torch_dist checkpoint: the LLM as a megatron-core GPTModel, the rest under `pargo.`.
+"""Weights of any source -> a torch_dist checkpoint: the LLM as a megatron-core GPTModel, the rest
+under `pargo.`.
 
 OUT/  .metadata  metadata.json  common.pt  __0_0.distcp ...    what dist_checkpointing.load reads
       pargo/gpt_model.json       arguments of TransformerConfig and GPTModel
@@ -9,38 +10,50 @@ OUT/  .metadata  metadata.json  common.pt  __0_0.distcp ...    what dist_checkpo
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError, describe_file, hash_of
+from pargo_ds.checkpoint.manifest import describe_file, hash_of
 from pargo_ds.convert.megatron.arguments import gpt_arguments
 from pargo_ds.convert.megatron.layout import Entry, Layout
 from pargo_ds.convert.megatron.torch_dist import FILE_BYTES, Chunk, write_torch_dist
 from pargo_ds.convert.shipped_code import forget_code
 from pargo_ds.convert.weights import LLM, WeightSource, progress, total_bytes
-from pargo_ds.convert.whole_output import whole_output
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.whole_output import whole_output
 
 OURS = "pargo"
-DESCRIPTION, ARGUMENTS, MANIFEST = f"{OURS}/huggingface", f"{OURS}/gpt_model.json", f"{OURS}/manifest.json"
+DESCRIPTION, ARGUMENTS, MANIFEST = (
+    f"{OURS}/huggingface",
+    f"{OURS}/gpt_model.json",
+    f"{OURS}/manifest.json",
+)
 PREFIX = "pargo."
-"""Of the vision tower's and the projector's tensors."""
+"""Prefix of the keys of vision tower and projector."""
 
 
 def to_megatron(
-    source: WeightSource, out: Path, *, separate_layers: bool = False, force: bool = False, file_bytes: int = FILE_BYTES
+    source: WeightSource,
+    out: Path,
+    *,
+    separate_layers: bool = False,
+    force: bool = False,
+    file_bytes: int = FILE_BYTES,
 ) -> int:
-    """Write `out`; returns the number of tensors of the source. Memory: one layer's largest tensor, or the embedding.
+    """Write the folder `out`, which is whole or absent. Return the number of tensors of the source.
+    The conversion takes as much memory as the largest tensor of a layer, or as the embedding.
 
     Args:
-        separate_layers: one key per layer (megatron-core's `non_homogeneous_layers`) instead of stacked ones.
-        file_bytes: a new .distcp file begins after so many.
+        separate_layers: write one key for each layer (megatron-core's `non_homogeneous_layers`)
+            instead of stacked layers.
+        file_bytes: a new .distcp file begins after this number of bytes.
 
     Raises:
-        CheckpointError: the LLM has something that GPTModel lacks, or its tensors cannot be read; `out` exists, or the
-            disk is too full. `out` is whole or absent.
+        CheckpointError: the LLM has something that GPTModel lacks, its tensors cannot be read,
+            `out` exists, or the disk is too full.
     """
     text = source.config.text_config
     layout, arguments = Layout.of(text), gpt_arguments(text)
@@ -60,36 +73,57 @@ def to_megatron(
 
 
 def chunks_of(source: WeightSource, layout: Layout, stacked: bool) -> Iterator[Chunk]:
-    """What is to be written, in the order of the model; nothing is read yet."""
+    """Yield the chunks to write, in the order of the model; no tensor is read yet."""
     named = set()
     for entry in layout.entries():
         specs = [source.specs[LLM + part] for part in entry.parts]
         dtypes = {spec.dtype for spec in specs}
         if len(dtypes) > 1:
-            raise CheckpointError(f"{source.where}: {', '.join(entry.parts)} become one tensor but differ: {dtypes}")
-        shape = tuple(layout.join(entry, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in specs]).shape)
+            raise CheckpointError(
+                f"{source.where}: {', '.join(entry.parts)} become one tensor but differ: {dtypes}"
+            )
+        (dtype,) = dtypes
+        shape = tuple(
+            layout.join(
+                entry, [torch.empty(s.shape, dtype=s.dtype, device="meta") for s in specs]
+            ).shape
+        )
         named |= {LLM + part for part in entry.parts}
         read = partial(_joined, source, layout, entry)
         if stacked and entry.layer is not None:
             offsets = (entry.layer, *(0 for _ in shape))
             whole = (layout.layers, *shape)
-            yield Chunk(entry.key(True), whole, offsets, (1, *shape), *dtypes, lambda read=read: read()[None])
+            yield Chunk(
+                entry.key(True),
+                whole,
+                offsets,
+                (1, *shape),
+                dtype,
+                partial(_stacked, read),
+            )
         else:
-            yield Chunk(entry.key(stacked), shape, (0,) * len(shape), shape, *dtypes, read)
+            yield Chunk(entry.key(stacked), shape, (0,) * len(shape), shape, dtype, read)
     for name, spec in source.specs.items():
         if name not in named:
             if name.startswith(LLM):
                 raise CheckpointError(f"{source.where}: {name} has no place in a GPTModel")
             zeros = (0,) * len(spec.shape)
-            yield Chunk(PREFIX + name, spec.shape, zeros, spec.shape, spec.dtype, partial(source.read, name))
+            yield Chunk(
+                PREFIX + name, spec.shape, zeros, spec.shape, spec.dtype, partial(source.read, name)
+            )
 
 
 def _joined(source: WeightSource, layout: Layout, entry: Entry) -> torch.Tensor:
     return layout.join(entry, [source.read(LLM + part) for part in entry.parts])
 
 
+def _stacked(read: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """Return the tensor of a layer as one row of the stacked tensor of all layers."""
+    return read()[None]
+
+
 def write_manifest(folder: Path) -> None:
-    """Size and hash of every file of the checkpoint."""
+    """Write the sizes and hashes of all files of the checkpoint."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): describe_file(path) for path in paths}
     body = {"format": "pargo_ds torch_dist 1", "files": files}

@@ -1,8 +1,11 @@
-"""Which tensors of a megatron-core GPTModel hold which tensors of a Hugging Face language model. Pure index arithmetic.
+"""The mapping between the tensors of a megatron-core GPTModel and those of a Hugging Face language
+model.
+Pure index arithmetic.
 
-Axis legend: H heads in G groups that share a key and a value head, head dimension D; weights are `(out, in)`.
-In a torch_dist checkpoint the layers are stacked, `decoder.layers.NAME` of shape `(layers, ...)`, or lie apart as
-`decoder.layers.3.NAME`. Norms have Transformer Engine's names there, whatever the layers are made of.
+Axis legend: H heads in G groups that share a key and a value head, head dimension D; weights are
+`(out, in)`. In a torch_dist checkpoint the layers are stacked (`decoder.layers.NAME` of shape
+`(layers, ...)`) or separate (`decoder.layers.3.NAME`). Norms have the names of Transformer Engine
+there, even if the layers are not made with it.
 """
 
 from __future__ import annotations
@@ -13,18 +16,25 @@ from typing import Any
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 LAYERS = "decoder.layers"
 COPY, QKV, GATE_UP = "copy", "qkv", "gate_up"
-STATEFUL = ("self_attention.linear_qkv", "self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2")
-"""Modules of a layer whose (empty) `_extra_state` a GPTModel asks for when it loads."""
+STATEFUL = (
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
+"""Modules of a layer for which a GPTModel reads an (empty) `_extra_state` when it loads."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a GPTModel within one layer (or outside the layers), and the tensors that it is made of."""
+    """One tensor of a GPTModel, in a layer or outside the layers, and the Hugging Face tensors of
+    which it is made.
+    """
 
     name: str
     layer: int | None
@@ -32,15 +42,17 @@ class Entry:
     parts: tuple[str, ...]
 
     def key(self, stacked: bool) -> str:
-        """Its name in a torch_dist checkpoint."""
+        """Return the name of the tensor in a torch_dist checkpoint."""
         if self.layer is None:
             return self.name
-        return f"{LAYERS}.{self.name}" if stacked else f"{LAYERS}.{self.layer}.{self.name}"
+        if stacked:
+            return f"{LAYERS}.{self.name}"
+        return f"{LAYERS}.{self.layer}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the mapping depends on."""
+    """The numbers on which the mapping depends."""
 
     layers: int
     heads: int
@@ -52,7 +64,10 @@ class Layout:
 
     @classmethod
     def of(cls, config: Any) -> Layout:
-        """From a language model's configuration. Raises CheckpointError when GPTModel has no place for all of it."""
+        """Return the layout for the configuration of a language model.
+
+        Raises CheckpointError when GPTModel cannot represent the model.
+        """
         check_family(config)
         return cls(
             layers=config.num_hidden_layers,
@@ -65,7 +80,7 @@ class Layout:
         )
 
     def entries(self) -> Iterator[Entry]:
-        """All tensors, in the order of the model."""
+        """Yield all tensors in the order of the model."""
         yield Entry("embedding.word_embeddings.weight", None, COPY, ("model.embed_tokens.weight",))
         for layer in range(self.layers):
             yield from self._layer(layer)
@@ -79,9 +94,13 @@ class Layout:
 
         qkv = ("q_proj", "k_proj", "v_proj")
         yield entry("self_attention.linear_qkv.layer_norm_weight", COPY, "input_layernorm.weight")
-        yield entry("self_attention.linear_qkv.weight", QKV, *(f"self_attn.{p}.weight" for p in qkv))
+        yield entry(
+            "self_attention.linear_qkv.weight", QKV, *(f"self_attn.{p}.weight" for p in qkv)
+        )
         if self.qkv_bias:
-            yield entry("self_attention.linear_qkv.bias", QKV, *(f"self_attn.{p}.bias" for p in qkv))
+            yield entry(
+                "self_attention.linear_qkv.bias", QKV, *(f"self_attn.{p}.bias" for p in qkv)
+            )
         if self.qk_norm:
             yield entry("self_attention.q_layernorm.weight", COPY, "self_attn.q_norm.weight")
             yield entry("self_attention.k_layernorm.weight", COPY, "self_attn.k_norm.weight")
@@ -91,7 +110,7 @@ class Layout:
         yield entry("mlp.linear_fc2.weight", COPY, "mlp.down_proj.weight")
 
     def extra_states(self, stacked: bool) -> Iterator[str]:
-        """Keys of the empty objects beside the tensors."""
+        """Yield the keys of the empty objects beside the tensors."""
         for layer in range(self.layers):
             for module in STATEFUL:
                 if stacked:
@@ -100,10 +119,10 @@ class Layout:
                     yield f"{LAYERS}.{layer}.{module}._extra_state/shard_0_1"
 
     def join(self, entry: Entry, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Hugging Face tensors -> megatron-core's.
+        """Convert Hugging Face tensors to the tensor of megatron-core.
 
-        Queries, keys and values are interleaved by group: H/G query heads, their key head, their value head, D rows
-        each. Gate and up projection follow each other.
+        Queries, keys and values are interleaved by group: H/G query heads, their key head, their
+        value head, D rows each. Gate and up projection follow each other.
         """
         if entry.kind == QKV:
             query, key, value = parts
@@ -114,37 +133,49 @@ class Layout:
                 value.reshape(self.groups, self.head_dim, *rest),
             ]
             return torch.cat(grouped, dim=1).reshape(-1, *rest)  # (groups x (H/G + 2) x D, in)
-        return torch.cat(list(parts)) if entry.kind == GATE_UP else parts[0]
+        if entry.kind == GATE_UP:
+            return torch.cat(list(parts))
+        return parts[0]
 
     def split(self, entry: Entry, whole: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The inverse of join."""
+        """Convert a tensor of megatron-core to Hugging Face tensors; the inverse of `join`."""
         if entry.kind == QKV:
             rest = whole.shape[1:]
             heads = whole.reshape(self.groups, -1, self.head_dim, *rest)  # (groups, H/G + 2, D, in)
             parts = heads[:, :-2], heads[:, -2], heads[:, -1]
             return tuple(part.reshape(-1, *rest) for part in parts)
-        return whole.chunk(2) if entry.kind == GATE_UP else (whole,)
+        if entry.kind == GATE_UP:
+            return whole.chunk(2)
+        return (whole,)
 
 
 def head_dim(config: Any) -> int:
-    """Width of one attention head; configurations may leave it to hidden size / heads."""
+    """Return the width of one attention head. If the configuration does not have it, it is hidden
+    size / heads.
+    """
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def check_family(config: Any) -> None:
-    """CheckpointError naming what the family or its options have and the mapping (or GPTModel) lacks."""
+    """Raise CheckpointError naming what the model has and the mapping (or GPTModel) does not
+    support.
+    """
     family = config.model_type
     if family not in FAMILIES:
-        raise CheckpointError(f"the LLM's model_type is {family}; megatron-core is written for {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"the LLM's model_type is {family}; megatron-core is written for {', '.join(FAMILIES)}"
+        )
     unmapped = {
         "attention_bias": family != "qwen2" and getattr(config, "attention_bias", False),
         "mlp_bias": getattr(config, "mlp_bias", False),
         "use_sliding_window": getattr(config, "use_sliding_window", False),
-        "hidden_act": config.hidden_act if config.hidden_act not in ("silu", "swish") else False,
+        "hidden_act": config.hidden_act not in ("silu", "swish") and config.hidden_act,
     }
     found = {name: value for name, value in unmapped.items() if value}
     if found:
-        raise CheckpointError(f"the LLM's configuration has {found}, which the mapping to GPTModel does not know")
+        raise CheckpointError(
+            f"the LLM's configuration has {found}, which the mapping to GPTModel does not know"
+        )
     if config.num_attention_heads % config.num_key_value_heads:
         raise CheckpointError(
             f"{config.num_attention_heads} attention heads do not divide into {config.num_key_value_heads} groups"

@@ -1,7 +1,8 @@
-"""A torch_dist checkpoint, ours or one that megatron-core saved after training the LLM -> the whole ParGo model.
+"""Read the whole ParGo model from a torch_dist checkpoint, which this project wrote or
+megatron-core saved after it trained the LLM.
 
-Megatron-core saves the LLM only; vision tower, projector, configuration and tokenizer then come from the Hugging Face
-folder that the LLM was converted from.
+Megatron-core saves only the LLM. Vision tower, projector, configuration and tokenizer then come
+from the Hugging Face folder from which the LLM was converted.
 """
 
 from __future__ import annotations
@@ -11,35 +12,58 @@ from pathlib import Path
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError, compare_files, hash_of
+from pargo_ds.checkpoint.manifest import compare_files, hash_of
 from pargo_ds.convert.hf_folder import HFFolder, copy_description, finish_folder, read_config
 from pargo_ds.convert.megatron.hf_to_megatron import DESCRIPTION, MANIFEST, PREFIX
 from pargo_ds.convert.megatron.layout import LAYERS, Entry, Layout
 from pargo_ds.convert.megatron.torch_dist import TorchDistFolder
 from pargo_ds.convert.megatron.torch_dist_metadata import METADATA
 from pargo_ds.convert.weight_files import write_hf_weights
-from pargo_ds.convert.weights import LLM, Spec, WeightSource, check_names, expected_shapes, total_bytes
-from pargo_ds.convert.whole_output import check_free_to_write, whole_output
+from pargo_ds.convert.weights import (
+    LLM,
+    Spec,
+    WeightSource,
+    check_names,
+    expected_shapes,
+    total_bytes,
+)
+from pargo_ds.errors import CheckpointError
+from pargo_ds.files.whole_output import check_free_to_write, whole_output
 from pargo_ds.model import ParGoProcessor
 
 TRACKER = "latest_checkpointed_iteration.txt"
-IGNORED = ("optimizer.", "chained_", "rng_state", "rerun_state_machine", "iteration", "opt_param_", "common_state")
-"""How keys begin that Megatron saves beside the model. `_extra_state` is ignored, too."""
+IGNORED = (
+    "optimizer.",
+    "chained_",
+    "rng_state",
+    "rerun_state_machine",
+    "iteration",
+    "opt_param_",
+    "common_state",
+)
+"""Prefixes of keys that Megatron saves beside the model; they are ignored, like `_extra_state`."""
 PADDED = ("embedding.word_embeddings.weight", "output_layer.weight")
-"""Megatron-LM rounds the vocabulary up; rows after the last token are left out."""
+"""Tensors to which Megatron-LM adds rows, because it rounds the vocabulary up. These rows are left
+out.
+"""
 HALVES = "_w", "_v"
-"""Newer checkpoints may hold gate and up projection under two keys (`singleton_local_shards`)."""
+"""Endings of the two keys under which newer checkpoints may have gate and up projection
+(`singleton_local_shards`).
+"""
 
 
 class MegatronWeights(WeightSource):
     """A torch_dist checkpoint under Hugging Face names.
 
     Args:
-        folder: the checkpoint, or Megatron-LM's folder of checkpoints (then the one that its tracker file names).
-        base: Hugging Face folder of the model that the LLM came from; needed where the checkpoint is not ours.
+        folder: the checkpoint, or Megatron-LM's folder of checkpoints, of which the tracker file
+            names one.
+        base: Hugging Face folder of the model from which the LLM was converted; required for a
+            checkpoint that this project did not write.
 
     Raises:
-        CheckpointError: it cannot be read, was altered, or tensors are missing, unexpected or misshapen.
+        CheckpointError: the checkpoint cannot be read or was altered, or tensors are missing,
+            unexpected or have another shape.
     """
 
     def __init__(self, folder: Path, base: Path | None = None) -> None:
@@ -52,7 +76,7 @@ class MegatronWeights(WeightSource):
                 f"{self.where} was not written by hf-to-megatron (no {MANIFEST}); name the Hugging Face folder of the "
                 "model that its LLM came from with --base"
             )
-        self.description = self.where / DESCRIPTION if base is None else base
+        self.description = base or self.where / DESCRIPTION
         self.config = read_config(self.description)
         self.layout = Layout.of(self.config.text_config)
         self.files = TorchDistFolder(self.where)
@@ -60,34 +84,48 @@ class MegatronWeights(WeightSource):
         self._parts: tuple[Entry, tuple[torch.Tensor, ...]] | None = None
         expected = expected_shapes(self.config)
         self.base = self._base_of_the_rest(base)
-        self._places = {LLM + part: (e, i) for e in self.layout.entries() for i, part in enumerate(e.parts)}
+        self._places: dict[str, tuple[Entry, int]] = {}
+        for entry in self.layout.entries():
+            self._places |= {LLM + part: (entry, i) for i, part in enumerate(entry.parts)}
         self._check_keys(expected)
-        self.specs = {name: Spec(shape, self._dtype(name)) for name, shape in self._in_order(expected).items()}
+        shapes = self._in_order(expected)
+        self.specs = {name: Spec(shape, self._dtype(name)) for name, shape in shapes.items()}
 
     def _base_of_the_rest(self, base: Path | None) -> HFFolder | None:
-        """The folder that vision tower and projector are read from, where the checkpoint has neither."""
+        """Return the folder with vision tower and projector, if the checkpoint has only the LLM."""
         if base is None or any(key.startswith(PREFIX) for key in self.files.tensors):
             return None
         return HFFolder(base)
 
     def _in_order(self, expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Queries, keys and values of a layer one after the other, so that what holds them is read once."""
-        return {name: expected[name] for name in [*self._places, *(n for n in expected if n not in self._places)]}
+        """Sort the tensors so that query, key and value of a layer follow each other, because one
+        stored tensor holds all three and should be read once.
+        """
+        others = [name for name in expected if name not in self._places]
+        return {name: expected[name] for name in [*self._places, *others]}
 
     def _check_keys(self, expected: dict[str, tuple[int, ...]]) -> None:
         found = {k: t.shape for k, t in self.files.tensors.items() if not k.startswith(IGNORED)}
-        wanted = {} if self.base else {PREFIX + n: s for n, s in expected.items() if not n.startswith(LLM)}
+        wanted: dict[str, tuple[int, ...]] = {}
+        if not self.base:
+            wanted = {PREFIX + n: s for n, s in expected.items() if not n.startswith(LLM)}
         if unplaced := [n for n in expected if n.startswith(LLM) and n not in self._places]:
-            raise CheckpointError(f"{self.description}: {', '.join(unplaced)} have no place in a GPTModel")
+            raise CheckpointError(
+                f"{self.description}: {', '.join(unplaced)} have no place in a GPTModel"
+            )
         for entry in self.layout.entries():
-            whole = self.layout.join(entry, [torch.empty(expected[LLM + p], device="meta") for p in entry.parts])
+            parts = [torch.empty(expected[LLM + part], device="meta") for part in entry.parts]
+            stored: tuple[torch.Tensor, ...] = (self.layout.join(entry, parts),)
+            if not self._is_whole(entry):
+                stored = stored[0].chunk(2)
             stacks = (self.layout.layers,) if self.stacked and entry.layer is not None else ()
-            for key, shape in zip(self._keys(entry), [whole] if self._is_whole(entry) else whole.chunk(2), strict=True):
-                wanted[key] = (*stacks, *shape.shape)
+            for key, tensor in zip(self._keys(entry), stored, strict=True):
+                wanted[key] = (*stacks, *tensor.shape)
         for key in PADDED:
             if key in wanted and key in found and found[key][0] > wanted[key][0]:
                 found[key] = (wanted[key][0], *found[key][1:])
-        strange = {o for o in self.files.objects if "_extra_state" not in o and not o.startswith(IGNORED)}
+        objects = [key for key in self.files.objects if "_extra_state" not in key]
+        strange = [key for key in objects if not key.startswith(IGNORED)]
         check_names(self.where, found | dict.fromkeys(strange, ()), wanted)
 
     def _is_whole(self, entry: Entry) -> bool:
@@ -96,24 +134,35 @@ class MegatronWeights(WeightSource):
 
     def _keys(self, entry: Entry) -> list[str]:
         key = entry.key(self.stacked)
-        return [key] if self._is_whole(entry) else [key + half for half in HALVES]
+        if self._is_whole(entry):
+            return [key]
+        return [key + half for half in HALVES]
 
     def _dtype(self, name: str) -> torch.dtype:
         if name in self._places:
             return self.files.tensors[self._keys(self._places[name][0])[0]].dtype
-        return self.base.specs[name].dtype if self.base else self.files.tensors[PREFIX + name].dtype
+        if self.base:
+            return self.base.specs[name].dtype
+        return self.files.tensors[PREFIX + name].dtype
 
     def read(self, name: str) -> torch.Tensor:
         if name not in self._places:
-            return self.base.read(name) if self.base else self.files.read(PREFIX + name)
+            if self.base:
+                return self.base.read(name)
+            return self.files.read(PREFIX + name)
         entry, place = self._places[name]
         if self._parts is None or self._parts[0] != entry:
             self._parts = None
             layer = entry.layer if self.stacked else None
             halves = [self.files.read(key, layer) for key in self._keys(entry)]
-            self._parts = entry, self.layout.split(entry, torch.cat(halves) if len(halves) > 1 else halves[0])
+            whole = halves[0]
+            if len(halves) > 1:
+                whole = torch.cat(halves)
+            self._parts = entry, self.layout.split(entry, whole)
         tensor = self._parts[1][place]
-        return tensor[: self.config.text_config.vocab_size] if entry.name in PADDED else tensor
+        if entry.name in PADDED:
+            return tensor[: self.config.text_config.vocab_size]
+        return tensor
 
     def processor(self) -> ParGoProcessor:
         return ParGoProcessor.from_pretrained(self.description)
@@ -123,20 +172,24 @@ class MegatronWeights(WeightSource):
 
 
 def find_iteration(folder: Path) -> Path:
-    """The checkpoint that Megatron-LM's tracker file in `folder` names, or `folder` itself."""
+    """Return the checkpoint that Megatron-LM's tracker file in `folder` names, or `folder`
+    itself.
+    """
     tracker = folder / TRACKER
     if (folder / METADATA).is_file() or not tracker.is_file():
         return folder
     named = tracker.read_text().strip()
     if named != "release" and not named.isdigit():
         raise CheckpointError(f"{tracker} says {named!r}; expected a number or 'release'")
-    return folder / ("release" if named == "release" else f"iter_{int(named):07d}")
+    if named == "release":
+        return folder / named
+    return folder / f"iter_{int(named):07d}"
 
 
 def verify_manifest(folder: Path) -> None:
-    """Compare every file of a checkpoint of ours with its manifest.
+    """Compare every file of a checkpoint that this project wrote with its manifest.
 
-    Raises CheckpointError naming what is missing, cut or altered.
+    Raises CheckpointError naming the files that are missing, cut or altered.
     """
     path = folder / MANIFEST
     try:
@@ -149,15 +202,21 @@ def verify_manifest(folder: Path) -> None:
     compare_files(folder, files)
 
 
-def megatron_to_hf(folder: Path, out: Path, *, base: Path | None = None, force: bool = False) -> int:
-    """Write a Hugging Face folder; returns the number of tensors.
+def megatron_to_hf(
+    folder: Path, out: Path, *, base: Path | None = None, force: bool = False
+) -> int:
+    """Write the Hugging Face folder `out`, which is whole or absent. Return the number of tensors.
 
-    Raises CheckpointError when the checkpoint does not hold the model, or `out` exists; `out` is whole or absent.
+    Raises CheckpointError when the checkpoint does not hold the model, or when `out` exists.
     """
-    sources = [folder, *([base] if base else [])]
+    sources = [folder]
+    if base:
+        sources.append(base)
     check_free_to_write(out.absolute(), force=force, sources=sources)
     source = MegatronWeights(folder, base)
-    with whole_output(out, force=force, needed=total_bytes(source.specs.values()), sources=sources) as aside:
+    with whole_output(
+        out, force=force, needed=total_bytes(source.specs.values()), sources=sources
+    ) as aside:
         source.write_description(aside)
         hashes = write_hf_weights(source, aside)
         finish_folder(aside, hashes)

@@ -1,7 +1,9 @@
-"""torch_dist checkpoints, the format of `megatron.core.dist_checkpointing`, read and written without Megatron.
+"""Read and write torch_dist checkpoints, the format of `megatron.core.dist_checkpointing`, without
+Megatron.
 
-`.metadata` says where each chunk of each tensor lies in the `.distcp` files; a chunk is a tensor in torch.save's
-format. Chunks are written one at a time and read one at a time, so memory is bounded by the largest.
+The file `.metadata` gives the place of each chunk of each tensor in the `.distcp` files. A chunk is
+a tensor in the format of torch.save. Chunks are read and written one at a time, so the memory is
+bounded by the largest one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import pickle
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,8 +32,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.megatron.torch_dist_metadata import METADATA, StoredChunk, read_metadata
+from pargo_ds.errors import CheckpointError
 
 COMMON, BACKEND = "common.pt", "metadata.json"
 BACKEND_FACTS = {
@@ -40,13 +43,17 @@ BACKEND_FACTS = {
 FILE_BYTES = 4_000_000_000
 
 
+Box = list[tuple[int, int]]
+"""(first, end) of a part of a tensor for each axis."""
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor that is to be written."""
+    """A part (a box) of a tensor to write."""
 
     key: str
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     dtype: torch.dtype
@@ -56,7 +63,8 @@ class Chunk:
 class TorchDistFolder:
     """The tensors of a checkpoint folder.
 
-    Raises CheckpointError, here and in `read`, naming the file and the tensor that cannot be read.
+    The constructor and `read` raise CheckpointError naming the file and the tensor that cannot be
+    read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,35 +72,36 @@ class TorchDistFolder:
         self.tensors, self.objects = read_metadata(folder)
 
     def read(self, key: str, layer: int | None = None) -> torch.Tensor:
-        """A whole tensor, or with `layer` only that index of its first axis (which goes away)."""
+        """Return a whole tensor, or with `layer` the part at this index of its first axis."""
+        shape = self.tensors[key].shape
+        if layer is None:
+            return self._read_box(key, (0,) * len(shape), shape)
+        start = (layer,) + (0,) * (len(shape) - 1)
+        return self._read_box(key, start, (1, *shape[1:]))[0]
+
+    def _read_box(self, key: str, start: tuple[int, ...], sizes: tuple[int, ...]) -> torch.Tensor:
+        """Return the part of a tensor that begins at `start`."""
         stored = self.tensors[key]
-        first = () if layer is None else (layer,)
-        start = first + (0,) * (len(stored.shape) - len(first))
-        sizes = (1,) * len(first) + stored.shape[len(first) :]
         result = torch.empty(sizes, dtype=stored.dtype)
-        boxes: list[list[tuple[int, int]]] = []
+        boxes: list[Box] = []
         for chunk in stored.chunks:
             box = _intersection(start, sizes, chunk.offsets, chunk.sizes)
             if any(low >= high for low, high in box):
                 continue
             values = self._load(key, chunk, stored.dtype)
             if (chunk.offsets, chunk.sizes) == (start, sizes) and len(stored.chunks) == 1:
-                return values if layer is None else values[0]
-            inner = tuple(slice(low - o, high - o) for (low, high), o in zip(box, chunk.offsets, strict=True))
-            outer = tuple(slice(low - o, high - o) for (low, high), o in zip(box, start, strict=True))
-            result[outer] = values[inner]
+                return values
+            result[_within(box, start)] = values[_within(box, chunk.offsets)]
             boxes.append(box)
         self._check_cover(key, boxes, result.numel())
-        return result if layer is None else result[0]
+        return result
 
-    def _check_cover(self, key: str, boxes: list[list[tuple[int, int]]], numel: int) -> None:
-        overlap = any(
-            all(max(a[0], b[0]) < min(a[1], b[1]) for a, b in zip(one, other, strict=True))
-            for place, one in enumerate(boxes)
-            for other in boxes[:place]
-        )
-        if overlap or sum(prod(high - low for low, high in box) for box in boxes) != numel:
-            raise CheckpointError(f"{self.folder / METADATA}: the chunks of {key} overlap or leave gaps")
+    def _check_cover(self, key: str, boxes: list[Box], numel: int) -> None:
+        overlap = any(_overlap(one, other) for one, other in combinations(boxes, 2))
+        if overlap or sum(map(_volume, boxes)) != numel:
+            raise CheckpointError(
+                f"{self.folder / METADATA}: the chunks of {key} overlap or leave gaps"
+            )
 
     def _load(self, key: str, chunk: StoredChunk, dtype: torch.dtype) -> torch.Tensor:
         path = self.folder / chunk.file
@@ -100,23 +109,55 @@ class TorchDistFolder:
             with path.open("rb") as file:
                 file.seek(chunk.start)
                 content = io.BytesIO(file.read(chunk.length))
-            damaged = zipfile.ZipFile(content).testzip()  # torch.load does not compare the checksums
+            damaged = zipfile.ZipFile(content).testzip()  # torch.load does not compare checksums
             if damaged is not None:
                 raise ValueError(f"the checksum of {damaged} does not fit")
             content.seek(0)
             values = torch.load(content, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged archive raises almost anything
-            raise CheckpointError(f"{path}: {key} at {chunk.offsets} cannot be read ({error})") from error
-        if not isinstance(values, torch.Tensor) or (tuple(values.shape), values.dtype) != (chunk.sizes, dtype):
-            raise CheckpointError(f"{path}: {key} at {chunk.offsets} is not {dtype} of shape {chunk.sizes}")
+            raise CheckpointError(
+                f"{path}: {key} at {chunk.offsets} cannot be read ({error})"
+            ) from error
+        if not isinstance(values, torch.Tensor) or (tuple(values.shape), values.dtype) != (
+            chunk.sizes,
+            dtype,
+        ):
+            raise CheckpointError(
+                f"{path}: {key} at {chunk.offsets} is not {dtype} of shape {chunk.sizes}"
+            )
         return values
 
 
+def _overlap(one: Box, other: Box) -> bool:
+    """Whether two boxes share an element."""
+    sides = zip(one, other, strict=True)
+    return all(max(a[0], b[0]) < min(a[1], b[1]) for a, b in sides)
+
+
+def _volume(box: Box) -> int:
+    """Return the number of elements of a box."""
+    return prod(high - low for low, high in box)
+
+
 def _intersection(
-    start: tuple[int, ...], sizes: tuple[int, ...], offsets: tuple[int, ...], extents: tuple[int, ...]
+    start: tuple[int, ...],
+    sizes: tuple[int, ...],
+    offsets: tuple[int, ...],
+    extents: tuple[int, ...],
 ) -> list[tuple[int, int]]:
-    """Per axis (first, end) of the box that two boxes share; empty where first >= end."""
-    return [(max(a, b), min(a + m, b + n)) for a, m, b, n in zip(start, sizes, offsets, extents, strict=True)]
+    """Return (first, end) of the intersection of two boxes for each axis; it is empty where first
+    >= end.
+    """
+    box = []
+    for a, m, b, n in zip(start, sizes, offsets, extents, strict=True):
+        box.append((max(a, b), min(a + m, b + n)))
+    return box
+
+
+def _within(box: Box, start: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return the slices of a box in a tensor that begins at `start`."""
+    sides = zip(box, start, strict=True)
+    return tuple(slice(low - first, high - first) for (low, high), first in sides)
 
 
 def write_torch_dist(
@@ -139,16 +180,23 @@ def write_torch_dist(
         for chunk in chunks:
             values = chunk.read().contiguous()
             if (tuple(values.shape), values.dtype) != (chunk.sizes, chunk.dtype):
-                raise CheckpointError(f"{chunk.key}: read {values.dtype} {list(values.shape)}, announced {chunk}")
+                raise CheckpointError(
+                    f"{chunk.key}: read {values.dtype} {list(values.shape)}, announced {chunk}"
+                )
+            if _is_view(values):
+                values = values.clone()
             index = MetadataIndex(chunk.key, chunk.offsets)
-            metadata.storage_data[index] = files.write(values.clone() if _is_view(values) else values)
+            metadata.storage_data[index] = files.write(values)
             _announce(metadata, chunk)
             advance(values.numel() * values.element_size())
         for key in objects:
             metadata.state_dict_metadata[key] = BytesStorageMetadata()
             metadata.storage_data[MetadataIndex(key)] = files.write([None])
     _pickle_metadata(metadata, folder / METADATA)
-    torch.save({"content_metadata": content} if content else {}, folder / COMMON)
+    common = {}
+    if content:
+        common["content_metadata"] = content
+    torch.save(common, folder / COMMON)
     (folder / BACKEND).write_text(json.dumps(BACKEND_FACTS))
 
 
@@ -157,16 +205,19 @@ def _announce(metadata: Metadata, chunk: Chunk) -> None:
     stored = metadata.state_dict_metadata.setdefault(
         chunk.key, TensorStorageMetadata(properties, torch.Size(chunk.shape), [])
     )
+    assert isinstance(stored, TensorStorageMetadata)
     stored.chunks.append(ChunkStorageMetadata(torch.Size(chunk.offsets), torch.Size(chunk.sizes)))
 
 
 def _is_view(values: torch.Tensor) -> bool:
-    """torch.save writes a view's whole storage."""
+    """Whether a tensor is a view of a larger storage, which torch.save would write as a whole."""
     return values.untyped_storage().nbytes() != values.numel() * values.element_size()
 
 
 class _Files:
-    """Writes what it is given into `__0_0.distcp`, `__0_1.distcp` and so on, a new file after `file_bytes`."""
+    """Writes values into `__0_0.distcp`, `__0_1.distcp` and so on; a new file begins after
+    `file_bytes` bytes.
+    """
 
     def __init__(self, folder: Path, file_bytes: int) -> None:
         self.folder, self.file_bytes, self.number = folder, file_bytes, 0
@@ -192,7 +243,9 @@ class _Files:
 
 
 def _pickle_metadata(metadata: Metadata, path: Path) -> None:
-    """As torch does, but with only those five properties of a tensor that older releases of torch read, too."""
+    """Write `.metadata` as torch does, but with only those five properties of a tensor that older
+    releases of torch can read.
+    """
     with path.open("wb") as file:
         pickler = pickle.Pickler(file)
         pickler.dispatch_table = copyreg.dispatch_table | {TensorProperties: _reduce_properties}
@@ -200,4 +253,5 @@ def _pickle_metadata(metadata: Metadata, path: Path) -> None:
 
 
 def _reduce_properties(properties: TensorProperties) -> tuple[Any, ...]:
-    return copyreg.__newobj__, (TensorProperties,), properties.__getstate__()[:5]
+    make = copyreg.__newobj__  # type: ignore[attr-defined]  # typeshed has not listed it
+    return make, (TensorProperties,), properties.__getstate__()[:5]

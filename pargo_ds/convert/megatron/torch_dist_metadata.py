@@ -1,7 +1,8 @@
-"""The `.metadata` of a torch_dist checkpoint, read without unpickling anything but plain records.
+"""Read the `.metadata` of a torch_dist checkpoint, and unpickle nothing but plain records.
 
-torch writes it as a pickle of dataclasses. Here every class that belongs there becomes an inert record, so that neither
-torch's nor Megatron's code runs while it is read; any other class or function is refused.
+torch writes `.metadata` as a pickle of dataclasses. Here every class that belongs there becomes an
+inert record, so that no code of torch or Megatron runs while the file is read. Any other class or
+function is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 METADATA = ".metadata"
 RECORDS = {
@@ -31,11 +32,17 @@ RECORDS = {
     "megatron.core.dist_checkpointing.strategies.resharding": ("TensorReformulationMetadata",),
     "pathlib": ("PosixPath", "PurePosixPath", "Path"),
 }  # fmt: skip
-CONTAINERS = {("collections", "OrderedDict"): dict, ("builtins", "set"): set, ("torch", "Size"): tuple}
+CONTAINERS = {
+    ("collections", "OrderedDict"): dict,
+    ("builtins", "set"): set,
+    ("torch", "Size"): tuple,
+}
 
 
 class _Record:
-    """What stands for an object of the pickle: the arguments it was made with, its fields, or its state."""
+    """Replaces an object of the pickle; it keeps the arguments of the constructor, the fields or
+    the state.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -48,7 +55,7 @@ class _Record:
 
 
 class _RecordUnpickler(pickle.Unpickler):
-    """Builds records, dtypes and containers; refuses everything else."""
+    """Builds records, dtypes and containers, and refuses everything else."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in CONTAINERS:
@@ -62,7 +69,7 @@ class _RecordUnpickler(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """A box of a tensor and the bytes that hold it."""
+    """A part (a box) of a tensor, and the place of its bytes in a file."""
 
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
@@ -81,11 +88,13 @@ class StoredTensor:
 
 
 def read_metadata(folder: Path) -> tuple[dict[str, StoredTensor], set[str]]:
-    """(tensors by key, keys of pickled objects) of a torch_dist checkpoint; no data is read.
+    """Return the tensors by key and the keys of pickled objects of a torch_dist checkpoint. No data
+    is read.
 
     Raises:
-        CheckpointError: no `.metadata`, one that is damaged or holds what does not belong there, a chunk whose place is
-            outside its tensor or its file, a file that is missing or outside the folder.
+        CheckpointError: `.metadata` is missing, damaged or contains something that does not belong
+            there; a chunk lies outside its tensor or its file; or a file is missing or lies outside
+            the folder.
     """
     path = folder / METADATA
     if not path.is_file():
@@ -93,23 +102,31 @@ def read_metadata(folder: Path) -> tuple[dict[str, StoredTensor], set[str]]:
     try:
         with path.open("rb") as file:
             metadata = _RecordUnpickler(file).load()
-        entries = metadata.state_dict_metadata.items()
-        places = {(i.fqn, getattr(i, "offset", None)): _place(info) for i, info in metadata.storage_data.items()}
-        tensors = {
-            str(k): _tensor(str(k), e, places) for k, e in entries if type(e).__name__ == "TensorStorageMetadata"
-        }
-        objects = {str(key) for key, entry in entries if type(entry).__name__ == "BytesStorageMetadata"}
+        places = {}
+        for index, info in metadata.storage_data.items():
+            places[index.fqn, getattr(index, "offset", None)] = _place(info)
+        tensors, objects = {}, set()
+        for key, entry in metadata.state_dict_metadata.items():
+            kind = type(entry).__name__
+            if kind == "TensorStorageMetadata":
+                tensors[str(key)] = _tensor(str(key), entry, places)
+            elif kind == "BytesStorageMetadata":
+                objects.add(str(key))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except Exception as error:  # a damaged pickle raises almost anything
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}: {error}); it was altered") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); it was altered"
+        ) from error
     _check_files(folder, tensors)
     return tensors, objects
 
 
 def _place(info: Any) -> tuple[str, int, int]:
     if getattr(info, "transform_descriptors", None):
-        raise CheckpointError(f"{info.relative_path} is compressed ({info.transform_descriptors}); save it plainly")
+        raise CheckpointError(
+            f"{info.relative_path} is compressed ({info.transform_descriptors}); save it plainly"
+        )
     start, length = int(info.offset), int(info.length)
     if start < 0 or length < 0:
         raise CheckpointError(f"{info.relative_path}: a chunk of {length} bytes at byte {start}")
@@ -123,11 +140,10 @@ def _tensor(key: str, entry: Any, places: dict[Any, tuple[str, int, int]]) -> St
     chunks = []
     for chunk in entry.chunks:
         offsets, sizes = tuple(map(int, chunk.offsets)), tuple(map(int, chunk.sizes))
-        inside = len(offsets) == len(sizes) == len(shape) and all(
-            start >= 0 and start + size <= whole for start, size, whole in zip(offsets, sizes, shape, strict=True)
-        )
-        if not inside:
-            raise CheckpointError(f"{key} {list(shape)} has a chunk at {offsets} of {sizes}, which lies outside")
+        if not _is_inside(offsets, sizes, shape):
+            raise CheckpointError(
+                f"{key} {list(shape)} has a chunk at {offsets} of {sizes}, which lies outside"
+            )
         if (key, offsets) not in places:
             raise CheckpointError(f"{key}: nothing says where its chunk at {offsets} is stored")
         chunks.append(StoredChunk(offsets, sizes, *places[key, offsets]))
@@ -136,8 +152,15 @@ def _tensor(key: str, entry: Any, places: dict[Any, tuple[str, int, int]]) -> St
     return StoredTensor(shape, dtype, tuple(chunks))
 
 
+def _is_inside(offsets: tuple[int, ...], sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    if not len(offsets) == len(sizes) == len(shape):
+        return False
+    sides = zip(offsets, sizes, shape, strict=True)
+    return all(start >= 0 and start + size <= whole for start, size, whole in sides)
+
+
 def _check_files(folder: Path, tensors: dict[str, StoredTensor]) -> None:
-    """Every file is there, in the folder, and long enough."""
+    """Check that every file exists, is in the folder, and is long enough."""
     ends: dict[str, tuple[int, str]] = {}
     for key, tensor in tensors.items():
         for chunk in tensor.chunks:
@@ -145,7 +168,9 @@ def _check_files(folder: Path, tensors: dict[str, StoredTensor]) -> None:
     for name, (end, key) in sorted(ends.items()):
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts:
-            raise CheckpointError(f"{folder / METADATA}: file name {name!r} leaves the checkpoint's folder")
+            raise CheckpointError(
+                f"{folder / METADATA}: file name {name!r} leaves the checkpoint's folder"
+            )
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder}: {name} is missing (it holds {key})")
         if (folder / name).stat().st_size < end:

@@ -1,1 +1,1 @@
-"""The authors' release -> a Hugging Face folder."""
+"""Convert the authors' release to a Hugging Face folder."""

@@ -1,8 +1,9 @@
-"""Names of the authors' release (bytedance/ParGo@60b5bd0) for the tensors of our model, and back for none of them.
+"""The names that the tensors of our model have in the authors' release (bytedance/ParGo@60b5bd0).
 
-Read off eval/init_models.py (the module tree), pargo/backbone/language/qformer_bert.py (projector),
-pargo/backbone/vision/eva_vit.py (vision tower) and InternLM2's modelling code (LLM). Release names here are canonical:
-without the wrappers of DeepSpeed (`module.`) and peft (`base_model.model.`, `.base_layer`, `.default`).
+The names are taken from eval/init_models.py (the module tree),
+pargo/backbone/language/qformer_bert.py (projector), pargo/backbone/vision/eva_vit.py (vision tower)
+and InternLM2's modelling code (LLM). A canonical release name has no parts of the wrappers of
+DeepSpeed (`module.`) and peft (`base_model.model.`, `.base_layer`, `.default`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 LLM, BERT, VISION = "llm_model.", "ParGo.bert.", "visual_encoder."
 QUERIES, POSITIONS = "query_tokens", BERT + "embeddings.position_embeddings.weight"
@@ -29,7 +30,9 @@ UNUSED = {
     ),
     r"llm_model\.model\.layers\.\d+\.attention\.rotary_emb\.\w+": "tables that the LLM computes itself",
 }
-"""Release tensors that our model has no place for and does not need -> why. Everything else must be mapped."""
+"""Tensors of the release that our model does not need, and the reasons. All other tensors must be
+mapped.
+"""
 
 _UNUSED = re.compile("|".join(UNUSED))
 _PEFT_LORA = re.compile(r"\.(lora_[AB])\.default\.")
@@ -73,36 +76,52 @@ _LLM_OUTSIDE = {
 
 
 def canonical(key: str) -> str:
-    """A key as it stands in a file -> its name without the wrappers of DeepSpeed and peft."""
+    """Return the canonical name of a key in a file."""
     key = key.removeprefix("module.")
     if key.startswith(LLM):
-        key = LLM + key.removeprefix(LLM).removeprefix("base_model.model.").replace(".base_layer.", ".")
+        key = LLM + key.removeprefix(LLM).removeprefix("base_model.model.").replace(
+            ".base_layer.", "."
+        )
         key = _PEFT_LORA.sub(r".\1.", key)
     return key
 
 
 def canonical_names(keys: Iterable[str]) -> dict[str, str]:
-    """Canonical name -> key in the file. Raises CheckpointError when two keys mean one tensor."""
+    """Return the key in the file for each canonical name.
+
+    Raises CheckpointError when two keys have the same canonical name.
+    """
     names: dict[str, str] = {}
     for key in keys:
         name = canonical(key)
         if name in names:
-            raise CheckpointError(f"{names[name]} and {key} are two names of {name}; only one of them can be right")
+            raise CheckpointError(
+                f"{names[name]} and {key} are two names of {name}; only one of them can be right"
+            )
         names[name] = key
     return names
 
 
 def tower_names(keys: Iterable[str], wanted: Mapping[str, str]) -> dict[str, str]:
-    """Canonical release name of a tensor of the vision tower -> its key in a file that others wrote.
+    """Return the key of each tensor of the vision tower, by its canonical release name, in a file
+    of any of several projects.
 
-    `wanted`: release name -> timm's name. Files hold either, bare, or below the encoder's name in the release, in
-    EVA-CLIP (`visual.`), in open_clip (`visual.trunk.`) or in an export of ours (`vision.backbone.`).
+    `wanted` maps release names to timm's names. A file may have either of them, alone or after the
+    name of the encoder in the release, in EVA-CLIP (`visual.`), in open_clip (`visual.trunk.`) or
+    in an export of this project (`vision.backbone.`).
     """
     known = set(keys)
     found: dict[str, str] = {}
     for release, timm in wanted.items():
         bare = release.removeprefix(VISION)
-        forms = (release, bare, f"visual.{bare}", timm, f"visual.trunk.{timm}", f"vision.backbone.{timm}")
+        forms = (
+            release,
+            bare,
+            f"visual.{bare}",
+            timm,
+            f"visual.trunk.{timm}",
+            f"vision.backbone.{timm}",
+        )
         if held := [form for form in forms if form in known]:
             found[release] = held[0]
     return found
@@ -114,12 +133,13 @@ def is_unused(name: str) -> bool:
 
 
 def release_name(name: str) -> str:
-    """Our name -> the canonical release name of the tensor that holds it.
+    """Return the canonical release name of the tensor that contains our tensor `name`.
 
-    Example: `projector.layers.0.ffn.0.weight` -> `ParGo.bert.encoder.layer.0.intermediate_query.dense.weight`.
+    Example: `projector.layers.0.ffn.0.weight` ->
+    `ParGo.bert.encoder.layer.0.intermediate_query.dense.weight`.
 
     Raises:
-        CheckpointError: our model has a tensor that the release has no counterpart of.
+        CheckpointError: the release has no such tensor.
     """
     part, _, rest = name.partition(".")
     if part == "vision":
@@ -153,8 +173,9 @@ def _projector(name: str) -> str:
         return f"{BERT}embeddings.LayerNorm.{kind}"
     if module == "output":
         return f"llm_proj.{kind}"
-    match = re.fullmatch(r"layers\.(\d+)\.(.+)", module)
-    inside = match[2] if match else ""
+    number = inside = ""
+    if match := re.fullmatch(r"layers\.(\d+)\.(.+)", module):
+        number, inside = match.groups()
     attention, _, projection = inside.partition(".")
     if inside in _LAYER:
         inside = _LAYER[inside]
@@ -162,4 +183,4 @@ def _projector(name: str) -> str:
         inside = _LAYER[attention] + projection
     else:
         raise CheckpointError(f"the release has no counterpart of projector.{name}")
-    return f"{BERT}encoder.layer.{match[1]}.{inside}.{kind}"
+    return f"{BERT}encoder.layer.{number}.{inside}.{kind}"

@@ -1,6 +1,8 @@
-"""LoRA of the authors' release: on InternLM2's fused projection there, on query, key and value of the Llama here.
+"""Convert LoRA of the authors' release from InternLM2's fused projection to query, key and value of
+a Llama.
 
-B's rows are split as the projection's are; A is the same for all three. Both ways give the same numbers.
+The rows of B are divided like those of the projection; A is the same for all three. Both forms
+compute the same numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pargo_ds.convert.release.llm import split_wqkv
 from pargo_ds.convert.weights import Spec
 
 PARTS = ("q_proj", "k_proj", "v_proj")
-"""Parts of the fused projection, in the order of split_wqkv."""
+"""The parts of the fused projection, in the order of split_wqkv."""
 
 
 class ReleaseLora:
@@ -25,7 +27,7 @@ class ReleaseLora:
     Args:
         where: the checkpoint, for messages.
         rank, alpha: the product of B and A is multiplied by alpha / rank.
-        read: canonical release name -> tensor.
+        read: reads a tensor by its canonical release name.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class ReleaseLora:
         self._places: dict[str, tuple[str, int]] = {}
         self.specs: dict[str, Spec] = {}
         self.wanted: dict[str, tuple[int, ...]] = {}
-        """Canonical release names and shapes."""
+        """Shapes of the adapter's tensors by their canonical release names."""
         for layer in range(config.num_hidden_layers):
             self._add_layer(layer)
 
@@ -54,26 +56,37 @@ class ReleaseLora:
         self.wanted[fused + LORA_B] = (heads + 2 * groups) * head_dim, self.rank
         for index, (part, rows) in enumerate(zip(PARTS, (heads, groups, groups), strict=True)):
             name = f"base_model.model.model.layers.{layer}.self_attn.{part}."
-            for half, shape in ((LORA_A, (self.rank, inside)), (LORA_B, (rows * head_dim, self.rank))):
+            for half, shape in (
+                (LORA_A, (self.rank, inside)),
+                (LORA_B, (rows * head_dim, self.rank)),
+            ):
                 self._places[name + half] = fused + half, index
                 self.specs[name + half] = Spec(shape, self._dtype)
 
     def read(self, name: str) -> torch.Tensor:
-        """One matrix of the adapter by peft's name."""
+        """Return one matrix of the adapter by its name in peft."""
         source, index = self._places[name]
         values = self._read(source)
-        return (values if source.endswith(LORA_A) else split_wqkv(values, self.config)[index]).to(self._dtype)
+        if source.endswith(LORA_B):
+            values = split_wqkv(values, self.config)[index]
+        return values.to(self._dtype)
 
     def delta(self, fused: str) -> torch.Tensor:
-        """What LoRA adds to the fused weight of canonical name `fused`, fp32, in the order of its rows."""
+        """Return what LoRA adds to the fused weight with the canonical name `fused`, in fp32 and in
+        the order of the rows of this weight.
+        """
         module = fused.removesuffix("weight")
         a, b = self._read(module + LORA_A).float(), self._read(module + LORA_B).float()
         return (self.alpha / self.rank) * (b @ a)
 
 
 def lora_rank(found: Mapping[str, tuple[int, ...]]) -> int | None:
-    """Rank of the first LoRA matrix on a fused projection; None where there is none."""
+    """Return the rank of the first LoRA matrix on a fused projection; None if there is no LoRA."""
     for name, shape in found.items():
-        if FUSED.match(name) and len(shape) == 2 and name.endswith((LORA_A, LORA_B)):
-            return shape[0] if name.endswith(LORA_A) else shape[1]
+        if not FUSED.match(name) or len(shape) != 2:
+            continue
+        if name.endswith(LORA_A):
+            return shape[0]
+        if name.endswith(LORA_B):
+            return shape[1]
     return None

@@ -1,6 +1,6 @@
-"""The authors' released checkpoint -> a Hugging Face folder.
+"""Convert the authors' released checkpoint to a Hugging Face folder.
 
-LoRA stays beside the model as a peft adapter folder (`adapter/`), or is merged into the LLM.
+LoRA is written beside the model as a folder of peft (`adapter/`), or merged into the LLM.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pargo_ds.convert.release.lora import PARTS, ReleaseLora
 from pargo_ds.convert.release.weights import ReleaseFacts, ReleaseWeights
 from pargo_ds.convert.weight_files import write_hf_weights, write_safetensors
 from pargo_ds.convert.weights import progress, total_bytes
-from pargo_ds.convert.whole_output import check_free_to_write, whole_output
+from pargo_ds.files.whole_output import check_free_to_write, whole_output
 
 log = logging.getLogger("pargo_ds")
 ADAPTER = "adapter"
 LORA_DROPOUT = 0.05
-"""The release's; it matters to further training only."""
+"""The dropout of LoRA in the release; only further training uses it."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -38,16 +38,24 @@ def release_to_hf(
     force: bool = False,
     report: Callable[[str], object] = log.info,
 ) -> int:
-    """Write `out`; returns the number of the model's tensors. `report` is told what was assumed.
+    """Write the folder `out`, which is whole or absent. Return the number of tensors of the model.
 
-    `llm` is InternLM2's folder or hub name (at `revision`): configuration, tokenizer, and the weights that the
-    checkpoint lacks. Raises CheckpointError naming what does not fit; `out` is whole or absent.
+    `llm` is InternLM2's folder or hub name (at `revision`), with configuration, tokenizer, and the
+    weights that the checkpoint lacks. `report` is called with a sentence for each assumption.
+    Raises CheckpointError naming what does not fit.
     """
-    sources = [checkpoint, *(path for path in (Path(llm), facts.vision_weights) if path and path.exists())]
+    sources = [
+        checkpoint,
+        *(path for path in (Path(llm), facts.vision_weights) if path and path.exists()),
+    ]
     check_free_to_write(out.absolute(), force=force, sources=sources)
-    source = ReleaseWeights(checkpoint, LLMFolder(llm, revision), facts, dtype=DTYPES[dtype], merge_lora=merge_lora)
+    source = ReleaseWeights(
+        checkpoint, LLMFolder(llm, revision), facts, dtype=DTYPES[dtype], merge_lora=merge_lora
+    )
     apart = None if merge_lora else source.lora
-    needed = total_bytes(source.specs.values()) + (total_bytes(apart.specs.values()) if apart else 0)
+    needed = total_bytes(source.specs.values())
+    if apart:
+        needed += total_bytes(apart.specs.values())
     for said in source.assumed():
         report(f"assumed: {said}")
     with whole_output(out, force=force, needed=needed, sources=sources) as aside:
@@ -61,26 +69,29 @@ def release_to_hf(
 
 
 def write_adapter(lora: ReleaseLora, folder: Path) -> None:
-    """LoRA as peft saves it: `PeftModel.from_pretrained(model.llm, folder)` puts it in."""
+    """Write LoRA as peft saves it; `PeftModel.from_pretrained(model.llm, folder)` loads it."""
     from peft import LoraConfig
 
     folder.mkdir()
     LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=LORA_DROPOUT, target_modules=list(PARTS)
-    ).save_pretrained(folder)
+    ).save_pretrained(str(folder))
     with progress("adapter", total_bytes(lora.specs.values())) as advance:
         write_safetensors(folder / "adapter_model.safetensors", lora.specs, lora, advance)
 
 
 def model_card(source: ReleaseWeights, apart: bool) -> str:
-    """README.md of the converted folder."""
+    """Return the README.md of the converted folder."""
     projector, lora = source.config.projector_config, ""
     if source.lora:
-        lora = f"LoRA of rank {source.lora.rank} and alpha {source.lora.alpha} on query, key and value "
-        lora += f"lies in `{ADAPTER}/` (peft).\n" if apart else "is merged into the LLM.\n"
+        place = f"lies in `{ADAPTER}/` (peft)" if apart else "is merged into the LLM"
+        lora = f"LoRA of rank {source.lora.rank} and alpha {source.lora.alpha} on query, key and value {place}.\n"
     assumed = "\n".join(f"- {said}" for said in source.assumed())
-    load = f'PeftModel.from_pretrained(model.llm, "FOLDER/{ADAPTER}")  # puts LoRA into model.llm\n' if apart else ""
-    imports = "from peft import PeftModel\n" if apart else ""
+    imports = load = ""
+    if apart:
+        imports = "from peft import PeftModel\n"
+        load = f'PeftModel.from_pretrained(model.llm, "FOLDER/{ADAPTER}")'
+        load += "  # puts LoRA into model.llm\n"
     return f"""---
 library_name: transformers
 pipeline_tag: image-text-to-text

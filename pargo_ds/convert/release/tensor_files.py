@@ -1,6 +1,7 @@
-"""Tensors of files that other projects wrote, safetensors or torch.save's, by name and one at a time.
+"""Read the tensors of files of other projects, in safetensors or torch.save's format, by name and
+one at a time.
 
-Nothing but tensors is unpickled (`weights_only`), and torch's files are mapped into memory, not read into it.
+Only tensors are unpickled (`weights_only`), and torch's files are mapped into memory.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.weights import progress
+from pargo_ds.errors import CheckpointError
 
 WRAPPER = "state_dict"
-"""Key under which Lightning's checkpoints keep the weights."""
+"""Key under which checkpoints of Lightning have the weights."""
 _CHUNK = 8 << 20
 
 
 class TensorFiles:
-    """All tensors of `paths` by their names; `shapes` are known without reading.
+    """All tensors of `paths` by their names; `shapes` has their shapes, for which no data is read.
 
     Raises:
-        CheckpointError: a file that cannot be read, that holds more than tensors, or a name that two files have.
+        CheckpointError: a file cannot be read or contains more than tensors, or two files have a
+            tensor of the same name.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -43,7 +45,10 @@ class TensorFiles:
                 self._places[name] = path, tensors
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor, whole. Raises CheckpointError naming file and tensor when it cannot be read."""
+        """Read one tensor.
+
+        Raises CheckpointError naming file and tensor when it cannot be read.
+        """
         path, tensors = self._places[name]
         try:
             return tensors[name]
@@ -52,7 +57,10 @@ class TensorFiles:
 
 
 def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    """The weight files of a folder: those of the first pattern that any file has. Raises CheckpointError for none."""
+    """Return the weight files of a folder: all files that match the first pattern with a match.
+
+    Raises CheckpointError when there are none.
+    """
     for pattern in patterns:
         if paths := sorted(folder.glob(pattern)):
             return paths
@@ -60,11 +68,13 @@ def files_of(folder: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 class _Safetensors:
-    """A safetensors file as a mapping that reads on demand."""
+    """A safetensors file as a mapping that reads tensors on demand."""
 
     def __init__(self, path: Path) -> None:
         self._file = open_safetensors(path)
-        self.shapes = {name: tuple(self._file.get_slice(name).get_shape()) for name in self._file.keys()}  # noqa: SIM118
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in self._file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
+            self.shapes[name] = tuple(self._file.get_slice(name).get_shape())
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._file.get_tensor(name)
@@ -77,18 +87,27 @@ def _shapes(tensors: Any) -> dict[str, tuple[int, ...]]:
 
 
 def load_pickled(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a file of torch.save's, bare or under `state_dict`; its tensors are mapped, not read.
+    """Return the state dict in a file of torch.save, which may be the value of `state_dict`. Its
+    tensors are mapped into memory.
 
     Raises:
-        CheckpointError: no such file, an altered one, a file that torch cannot load without running code, or one of the
-            old format (before torch 1.6), or entries that are no tensors.
+        CheckpointError: the file is missing, altered or in the format before torch 1.6; torch
+            cannot load it without running its code; or an entry is no tensor.
     """
     if not path.is_file():
         raise CheckpointError(f"{path} is no file")
     check_archive(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        OSError,
+        KeyError,
+        AttributeError,
+    ) as error:
         first = str(error).strip().split("\n")[0]
         raise CheckpointError(
             f"{path} cannot be loaded as tensors alone: {first} Nothing else is read from a file of unknown origin. If "
@@ -97,8 +116,11 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(loaded, Mapping) and isinstance(loaded.get(WRAPPER), Mapping):
         loaded = loaded[WRAPPER]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise CheckpointError(f"{path} holds {type(loaded).__name__}, expected a state dict (name -> tensor)")
-    strange = [f"{name} ({type(value).__name__})" for name, value in loaded.items() if not torch.is_tensor(value)]
+        raise CheckpointError(
+            f"{path} holds {type(loaded).__name__}, expected a state dict (name -> tensor)"
+        )
+    others = {name: value for name, value in loaded.items() if not torch.is_tensor(value)}
+    strange = [f"{name} ({type(value).__name__})" for name, value in others.items()]
     if strange:
         raise CheckpointError(
             f"{path} holds entries that are no tensors: {', '.join(strange[:12])}; expected a state dict, bare or "
@@ -108,9 +130,11 @@ def load_pickled(path: Path) -> dict[str, torch.Tensor]:
 
 
 def check_archive(path: Path) -> None:
-    """Compare the parts of torch.save's zip archive with their checksums, which torch.load does not.
+    """Compare the parts of torch.save's zip archive with their checksums, because torch.load does
+    not.
 
-    Raises CheckpointError naming the part. What is no archive is left to torch, which says so.
+    Raises CheckpointError naming the altered part. For a file that is no archive torch raises an
+    error.
     """
     if not zipfile.is_zipfile(path):
         return
@@ -124,5 +148,14 @@ def check_archive(path: Path) -> None:
                 with archive.open(entry) as file:
                     while piece := file.read(_CHUNK):
                         advance(len(piece))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, zlib.error) as error:
-        raise CheckpointError(f"{path}: {part} was cut or altered ({error}); fetch the file again") from error
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        zlib.error,
+    ) as error:
+        raise CheckpointError(
+            f"{path}: {part} was cut or altered ({error}); fetch the file again"
+        ) from error

@@ -1,8 +1,9 @@
-"""InternLM2's tokenizer without its remote code: a fast tokenizer that gives the same ids.
+"""Build a fast tokenizer with the ids of InternLM2's tokenizer, without its remote code.
 
-Its folder holds SentencePiece's `tokenizer.model` and a Python class. The file is a protobuf message (sentencepiece:
-src/sentencepiece_model.proto); the few fields that matter are read here, and the BPE is rebuilt from pieces and scores
-as InternLM's own converter does (tokenization_internlm2_fast.py).
+The folder of InternLM2 has a `tokenizer.model` of SentencePiece and a Python class. The file is a
+protobuf message (sentencepiece: src/sentencepiece_model.proto), of which this module reads the
+necessary fields. It builds the BPE from pieces and scores as InternLM's own converter does
+(tokenization_internlm2_fast.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, proc
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from pargo_ds.checkpoint.manifest import CheckpointError
+from pargo_ds.errors import CheckpointError
 
 SPACE = "\u2581"
 BPE_MODEL = 2
@@ -29,7 +30,7 @@ SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_t
 
 @dataclass(frozen=True)
 class Piece:
-    """One entry of the vocabulary; its place is its id."""
+    """One entry of the vocabulary; its place in the vocabulary is its id."""
 
     text: str
     score: float
@@ -38,19 +39,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a tokenizer.model says about a BPE."""
+    """The fields of a tokenizer.model that define a BPE."""
 
     pieces: list[Piece]
     dummy_prefix: bool
-    """A space is put before a text."""
+    """Whether a space is added before a text."""
     remove_extra_spaces: bool
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of `folder`, from its tokenizer.json or else its tokenizer.model; a text begins with its bos token.
+    """Load the tokenizer of `folder` from its tokenizer.json, or from its tokenizer.model. It adds
+    the bos token before a text.
 
     Raises:
-        CheckpointError: neither file, a file that cannot be read, or a model that is no plain BPE.
+        CheckpointError: both files are missing, a file cannot be read, or the model is no plain
+            BPE.
     """
     settings = read_settings(folder / "tokenizer_config.json")
     whole, model = folder / "tokenizer.json", folder / "tokenizer.model"
@@ -66,19 +69,29 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
             f"{folder} holds neither tokenizer.json nor tokenizer.model; copy one from the LLM's release"
         )
     special = {name: _text(settings.get(name)) or default for name, default in SPECIAL.items()}
-    if missing := sorted({token for token in special.values() if tokenizer.token_to_id(token) is None}):
+    if missing := sorted(
+        {token for token in special.values() if tokenizer.token_to_id(token) is None}
+    ):
         raise CheckpointError(f"{folder}: the tokenizer has no {', '.join(missing)}")
     bos = special["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos}:1 $B:1",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
     )
-    template = settings.get("chat_template")
-    chat = {"chat_template": template} if isinstance(template, str) else {}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special, **chat)
+    options = dict(special)
+    if isinstance(settings.get("chat_template"), str):
+        options["chat_template"] = settings["chat_template"]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **options
+    )
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, or nothing where there is none. Raises CheckpointError when it is damaged."""
+    """Read tokenizer_config.json; {} if there is no such file.
+
+    Raises CheckpointError when it is damaged.
+    """
     if not path.is_file():
         return {}
     try:
@@ -89,41 +102,64 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def added_tokens(settings: dict[str, Any]) -> dict[int, str]:
-    """Ids whose piece the configuration renames (chat versions: unused pieces become `<|im_start|>` and others)."""
-    return {int(number): _text(token) for number, token in settings.get("added_tokens_decoder", {}).items()}
+    """Return the pieces that the configuration renames, by their ids. In chat versions unused
+    pieces become `<|im_start|>` and others.
+    """
+    decoder = settings.get("added_tokens_decoder", {})
+    return {int(number): _text(token) for number, token in decoder.items()}
 
 
 def _text(token: Any) -> str:
-    return str(token.get("content", "")) if isinstance(token, dict) else token or ""
+    if isinstance(token, dict):
+        return str(token.get("content", ""))
+    return token or ""
 
 
 def bpe_tokenizer(model: SentencePieceModel, renamed: dict[int, str]) -> Tokenizer:
-    """A BPE of the tokenizers library with the ids of `model`; spaces and bytes are handled as SentencePiece does."""
+    """Return a BPE of the tokenizers library with the ids of `model`. It treats spaces and bytes as
+    SentencePiece does.
+    """
     texts = [renamed.get(number, piece.text) for number, piece in enumerate(model.pieces)]
     vocabulary = {text: number for number, text in enumerate(texts)}
-    mergeable = {p.text: p.score for p, text in zip(model.pieces, texts, strict=True) if text == p.text and p.type == 1}
-    unknown = next((text for text, p in zip(texts, model.pieces, strict=True) if p.type == UNKNOWN), None)
+    pairs = list(zip(model.pieces, texts, strict=True))
+    mergeable = {p.text: p.score for p, text in pairs if text == p.text and p.type == 1}
+    unknown = next((text for p, text in pairs if p.type == UNKNOWN), None)
     tokenizer = Tokenizer(
-        BPE(vocabulary, merges_of(mergeable, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        BPE(
+            vocabulary,
+            merges_of(mergeable, vocabulary),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
     )
     special = {UNKNOWN, CONTROL}
-    own = [text for text, p in zip(texts, model.pieces, strict=True) if p.type in special and text not in renamed]
-    tokenizer.add_special_tokens([AddedToken(text, normalized=False) for text in [*own, *renamed.values()]])
-    plain = [p.text for p, text in zip(model.pieces, texts, strict=True) if p.type == USER_DEFINED and p.text == text]
+    own = [text for p, text in pairs if p.type in special and text not in renamed]
+    tokenizer.add_special_tokens(
+        [AddedToken(text, normalized=False) for text in [*own, *renamed.values()]]
+    )
+    plain = [p.text for p, text in pairs if p.type == USER_DEFINED and p.text == text]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in plain])
     steps: list[Any] = []
     if model.remove_extra_spaces:
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" +"), " ")]
-    steps += [normalizers.Prepend(SPACE)] if model.dummy_prefix else []
+        steps += [
+            normalizers.Replace(Regex(r"\A +| +\z"), ""),
+            normalizers.Replace(Regex(" +"), " "),
+        ]
+    if model.dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     after: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    after += [decoders.Strip(content=" ", left=1)] if model.dummy_prefix else []
+    if model.dummy_prefix:
+        after.append(decoders.Strip(content=" ", left=1))
     tokenizer.decoder = decoders.Sequence(after)
     return tokenizer
 
 
 def merges_of(scores: dict[str, float], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two pieces, best score first: the order in which SentencePiece merges."""
+    """Return all pairs of pieces that form a piece, the best score first, because SentencePiece
+    merges in this order.
+    """
     found = []
     for text, score in scores.items():
         for cut in range(1, len(text)):
@@ -134,9 +170,10 @@ def merges_of(scores: dict[str, float], vocabulary: dict[str, int]) -> list[tupl
 
 
 def read_model(path: Path) -> SentencePieceModel:
-    """The parts of a tokenizer.model that a BPE needs.
+    """Read the fields of a tokenizer.model that define a BPE.
 
-    Raises CheckpointError when it is cut or damaged, is no BPE with byte fallback, or normalises by a character map.
+    Raises CheckpointError when the file is cut or damaged, is no BPE with byte fallback, or has a
+    character map for normalisation.
     """
     try:
         message = list(_fields(path.read_bytes()))
@@ -160,7 +197,9 @@ def _piece(fields: dict[int, Any]) -> Piece:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field of a protobuf message: int for varints, bytes for everything else."""
+    """Yield (number, value) of each field of a protobuf message; the value is an int for varints
+    and bytes for all other types.
+    """
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

@@ -1,24 +1,26 @@
-"""The authors' released checkpoint (bytedance/ParGo@60b5bd0) as a source of weights of our model.
+"""The authors' released checkpoint (bytedance/ParGo@60b5bd0) as a source of weights for our model.
 
-Its projector is ours with `norm: post`, `query_positions`, `norm_eps: 1e-12` and `cascade: release`; its vision tower
-is timm's EVA-02; its LLM is InternLM2 with LoRA on the fused projection, and becomes a Llama.
+Its projector is our projector with `norm: post`, `patch_norm: false`, `query_positions`, `norm_eps:
+1e-12` and `cascade: release`; its vision tower is timm's EVA-02; its LLM is InternLM2 with LoRA on
+the fused projection, and becomes a Llama.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.convert.release import keys as keys
 from pargo_ds.convert.release.llm import LLMFolder, split_wqkv
 from pargo_ds.convert.release.lora import PARTS, ReleaseLora, lora_rank
 from pargo_ds.convert.release.tensor_files import TensorFiles, files_of
 from pargo_ds.convert.release.tokenizer import load_tokenizer
 from pargo_ds.convert.weights import Spec, WeightSource, check_names, expected_shapes
+from pargo_ds.errors import CheckpointError
 from pargo_ds.model import (
     ParGoConfig,
     ParGoForConditionalGeneration,
@@ -28,21 +30,23 @@ from pargo_ds.model import (
 )
 
 HEAD_DIM = 64
-"""Of the attention heads of every published BERT."""
+"""Width of an attention head in every published BERT."""
 BERT_EPS = 1e-12
 TOWER_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
 class ReleaseFacts:
-    """What the checkpoint's tensors do not say; defaults are those of configs/MMEBench_interLM2-7B.json.
+    """Facts about the release that its tensors do not show. The defaults are those of
+    configs/MMEBench_interLM2-7B.json.
 
     Args:
-        partial_tokens: how many of the learned tokens are partial.
-        heads: of the projector; None: its width / 64.
-        lora_alpha: the strength of LoRA is lora_alpha / rank.
-        vision: timm's name of the vision tower.
-        vision_weights: file or folder with the tower's weights, for a checkpoint that holds what was trained only.
+        partial_tokens: number of learned tokens that are partial tokens.
+        heads: number of attention heads of the projector (default: its width / 64).
+        lora_alpha: the product of LoRA's matrices is multiplied by lora_alpha / rank.
+        vision: name of the vision tower in timm.
+        vision_weights: file or folder with the weights of the vision tower, for a checkpoint that
+            has only trained weights.
     """
 
     partial_tokens: int = 288
@@ -55,38 +59,56 @@ class ReleaseFacts:
 class ReleaseWeights(WeightSource):
     """A released checkpoint and the LLM's folder under our names, in `dtype`.
 
-    Tensors of the LLM come from the checkpoint where it has them, else from the folder, as the release loads them.
-    `merge_lora` adds LoRA to the LLM's weights in fp32; without it `lora` has it apart. `lora` is None without LoRA.
+    Tensors of the LLM come from the checkpoint if it has them, otherwise from the folder, as the
+    release loads them. With `merge_lora`, LoRA is added to the LLM's weights in fp32; otherwise it
+    is kept in `lora`, which is None for a checkpoint without LoRA.
 
     Raises:
-        CheckpointError: files that cannot be read; release tensors that are missing, unexpected or misshapen (listed
-            together, by their names in the release); an LLM that is no InternLM2.
+        CheckpointError: a file cannot be read; tensors are missing, unexpected or have another
+            shape (listed together, by their names in the release); or the LLM is no InternLM2.
     """
 
     def __init__(
-        self, path: Path, llm: LLMFolder, facts: ReleaseFacts, *, dtype: torch.dtype, merge_lora: bool
+        self,
+        path: Path,
+        llm: LLMFolder,
+        facts: ReleaseFacts,
+        *,
+        dtype: torch.dtype,
+        merge_lora: bool,
     ) -> None:
         if facts.lora_alpha < 1:
-            raise CheckpointError(f"--lora-alpha {facts.lora_alpha}: expected 1 or more; LoRA would change nothing")
-        self.where, self.llm, self.dtype, self.merge_lora, self.facts = path, llm, dtype, merge_lora, facts
+            raise CheckpointError(
+                f"--lora-alpha {facts.lora_alpha}: expected 1 or more; LoRA would change nothing"
+            )
+        self.where, self.llm, self.dtype, self.merge_lora, self.facts = (
+            path,
+            llm,
+            dtype,
+            merge_lora,
+            facts,
+        )
         self.files = TensorFiles([path])
         self._keys = keys.canonical_names(self.files.shapes)
-        found = {name: self.files.shapes[key] for name, key in self._keys.items() if not keys.is_unused(name)}
+        used = {name: key for name, key in self._keys.items() if not keys.is_unused(name)}
+        found = {name: self.files.shapes[key] for name, key in used.items()}
         self.config, self._processor = describe(path, found, llm, facts, dtype)
         expected = expected_shapes(self.config)
         self._sources = {name: keys.release_name(name) for name in expected}
         wanted = self._wanted(expected)
         self._base = self._base_of_the_rest(found, wanted)
         self._tower, self._tower_keys = self._tower_of_its_own(found)
-        text, rank = self.config.text_config, lora_rank(found)
-        self.lora = None if rank is None else ReleaseLora(path, text, rank, facts.lora_alpha, dtype, self._release)
-        wanted |= self.lora.wanted if self.lora else {}
+        text, rank = cast("LlamaConfig", self.config.text_config), lora_rank(found)
+        self.lora: ReleaseLora | None = None
+        if rank is not None:
+            self.lora = ReleaseLora(path, text, rank, facts.lora_alpha, dtype, self._release)
+            wanted |= self.lora.wanted
         check_names(f"{path} with {llm.source}", self._cut_positions(found), wanted)
         self.specs = {name: Spec(shape, dtype) for name, shape in expected.items()}
         self._fused: tuple[str, tuple[torch.Tensor, ...]] | None = None
 
     def _wanted(self, expected: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """Canonical release name -> shape, for every tensor that our model needs."""
+        """Return the shape of each tensor that our model needs, by its canonical release name."""
         wanted: dict[str, tuple[int, ...]] = {}
         for name, shape in expected.items():
             source = self._sources[name]
@@ -101,7 +123,9 @@ class ReleaseWeights(WeightSource):
     def _base_of_the_rest(
         self, found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
     ) -> TensorFiles | None:
-        """The LLM's own files, where the checkpoint lacks any of its weights; what they hold is added to `found`."""
+        """Return the files of the LLM if the checkpoint lacks some of its weights, and add the
+        shapes of their tensors to `found`.
+        """
         if all(name in found for name in wanted if name.startswith(keys.LLM)):
             return None
         base = self.llm.weights()
@@ -110,13 +134,16 @@ class ReleaseWeights(WeightSource):
                 found.setdefault(keys.LLM + name, shape)
         return base
 
-    def _tower_of_its_own(self, found: dict[str, tuple[int, ...]]) -> tuple[TensorFiles | None, dict[str, str]]:
-        """The files of the vision tower where the checkpoint has none of it; what they hold is added to `found`."""
-        towers = {
-            source: name.removeprefix("vision.backbone.")
-            for name, source in self._sources.items()
-            if source.startswith(keys.VISION)
-        }
+    def _tower_of_its_own(
+        self, found: dict[str, tuple[int, ...]]
+    ) -> tuple[TensorFiles | None, dict[str, str]]:
+        """Return the files of the vision tower if the checkpoint does not have it, and add the
+        shapes of their tensors to `found`.
+        """
+        towers = {}
+        for name, source in self._sources.items():
+            if source.startswith(keys.VISION):
+                towers[source] = name.removeprefix("vision.backbone.")
         if any(source in found for source in towers):
             return None, {}
         path = self.facts.vision_weights
@@ -125,31 +152,37 @@ class ReleaseWeights(WeightSource):
                 f"{self.where} holds no vision tower ({keys.VISION}...): name the file or folder of "
                 f"{self.facts.vision} with --vision-weights"
             )
-        files = TensorFiles([path] if path.is_file() else files_of(path, TOWER_FILES))
+        paths = [path] if path.is_file() else files_of(path, TOWER_FILES)
+        files = TensorFiles(paths)
         places = keys.tower_names(files.shapes, towers)
         found.update({source: files.shapes[key] for source, key in places.items()})
         return files, places
 
     def _cut_positions(self, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """BERT's table has a row for every position; only the first ones are used."""
+        """Cut BERT's table of positions to the rows that the projector uses."""
         shape, used = found.get(keys.POSITIONS), self.config.visual_tokens
-        return {**found, keys.POSITIONS: (used, *shape[1:])} if shape and shape[0] > used else found
+        if not shape or shape[0] <= used:
+            return found
+        return {**found, keys.POSITIONS: (used, *shape[1:])}
 
     def _release(self, name: str) -> torch.Tensor:
         if name in self._keys:
             return self.files.read(self._keys[name])
-        if name in self._tower_keys:
+        if self._tower is not None and name in self._tower_keys:
             return self._tower.read(self._tower_keys[name])
+        assert self._base is not None  # check_names has made sure that each tensor has a source
         return self._base.read(name.removeprefix(keys.LLM))
 
     def _parts(self, source: str) -> tuple[torch.Tensor, ...]:
-        """Query, key and value of a fused projection; the last one is kept, they are asked for one after the other."""
+        """Return query, key and value of a fused projection. The last projection is kept, because
+        the three parts are read one after another.
+        """
         if self._fused is None or self._fused[0] != source:
             self._fused = None
             whole = self._release(source)
             if self.merge_lora and self.lora:
                 whole = whole.float() + self.lora.delta(source)
-            self._fused = source, split_wqkv(whole, self.config.text_config)
+            self._fused = source, split_wqkv(whole, cast("LlamaConfig", self.config.text_config))
         return self._fused[1]
 
     def read(self, name: str) -> torch.Tensor:
@@ -158,9 +191,10 @@ class ReleaseWeights(WeightSource):
             values = self._parts(source)[PARTS.index(name.split(".")[-2])]
         elif source == keys.QUERIES:
             values = self._release(source)[0]
+        elif source == keys.POSITIONS:
+            values = self._release(source)[: self.config.visual_tokens]
         else:
             values = self._release(source)
-            values = values[: self.config.visual_tokens] if source == keys.POSITIONS else values
         cast = values.to(self.dtype)
         if not torch.isfinite(cast).all():
             raise CheckpointError(
@@ -172,11 +206,12 @@ class ReleaseWeights(WeightSource):
         return self._processor
 
     def assumed(self) -> list[str]:
-        """What the checkpoint's tensors do not say, and was taken from the release's code or from the options: a wrong
-        value gives a model that loads and answers worse."""
+        """Return the values that the tensors do not show and that are taken from the release's code
+        or from the options. With a wrong value the model loads, but gives worse answers.
+        """
         projector, vision = self.config.projector_config, self.config.vision_config
         said = [
-            f"{projector.partial_tokens} are partial of {projector.visual_tokens} learned tokens (--partial-tokens)",
+            f"{projector.partial_tokens} are partial of {projector.tokens} learned tokens (--partial-tokens)",
             f"the projector has {projector.heads} attention heads, of width {projector.width // projector.heads} "
             "(--heads; default: of width 64)",
             f"the vision tower is {vision.name} for images of {vision.image_size} pixels (--vision), its pixels "
@@ -188,8 +223,10 @@ class ReleaseWeights(WeightSource):
             said.append(
                 f"LoRA has alpha {self.lora.alpha}, a strength of {self.lora.alpha / self.lora.rank:g} (--lora-alpha)"
             )
-        if self._tower_keys:
-            said.append(f"the checkpoint has no vision tower; its weights come from {self.facts.vision_weights.name}")
+        if self.facts.vision_weights is not None and self._tower_keys:
+            said.append(
+                f"the checkpoint has no vision tower; its weights come from {self.facts.vision_weights.name}"
+            )
         return said
 
     def write_description(self, folder: Path) -> None:
@@ -205,22 +242,28 @@ class ReleaseWeights(WeightSource):
 
 
 def rounded(values: list[float]) -> str:
+    """Return numbers with three digits, for messages."""
     return ", ".join(f"{value:.3g}" for value in values)
 
 
 def describe(
-    path: Path, found: dict[str, tuple[int, ...]], llm: LLMFolder, facts: ReleaseFacts, dtype: torch.dtype
+    path: Path,
+    found: dict[str, tuple[int, ...]],
+    llm: LLMFolder,
+    facts: ReleaseFacts,
+    dtype: torch.dtype,
 ) -> tuple[ParGoConfig, ParGoProcessor]:
-    """Configuration and processor of the model that the checkpoint's shapes, the LLM's folder and the facts describe.
+    """Return configuration and processor of the model, from the shapes of the checkpoint, the
+    folder of the LLM and the facts.
 
-    Raises CheckpointError when they do not fit each other.
+    Raises CheckpointError when these do not fit each other.
     """
     projector, text = projector_config(path, found, facts), llm.config()
     vision = vision_config_from_timm(facts.vision, feature_norm=True)
     processor = ParGoProcessor(
         load_tokenizer(llm.folder),
         image_size=vision.image_size,
-        visual_tokens=projector.visual_tokens,
+        visual_tokens=projector.tokens,
         prompt="paper",
     )
     config = ParGoConfig(
@@ -234,8 +277,10 @@ def describe(
     return config, processor
 
 
-def projector_config(path: Path, found: dict[str, tuple[int, ...]], facts: ReleaseFacts) -> ParGoProjectorConfig:
-    """The projector's sizes, from the shapes of its tensors.
+def projector_config(
+    path: Path, found: dict[str, tuple[int, ...]], facts: ReleaseFacts
+) -> ParGoProjectorConfig:
+    """Return the projector's configuration, from the shapes of its tensors.
 
     Raises CheckpointError when the checkpoint has no projector, or the facts do not fit it.
     """
@@ -248,11 +293,17 @@ def projector_config(path: Path, found: dict[str, tuple[int, ...]], facts: Relea
         )
     layers = {int(match[1]) for name in found if (match := keys.BERT_LAYER.match(name))}
     tokens, width = queries[1:]
-    heads = facts.heads if facts.heads is not None else max(1, width // HEAD_DIM)
+    heads = facts.heads
+    if heads is None:
+        heads = max(1, width // HEAD_DIM)
     if facts.partial_tokens > tokens:
-        raise CheckpointError(f"{path} has {tokens} learned tokens, fewer than {facts.partial_tokens} partial ones")
+        raise CheckpointError(
+            f"{path} has {tokens} learned tokens, fewer than {facts.partial_tokens} partial ones"
+        )
     if heads < 1 or width % heads:
-        raise CheckpointError(f"{path}: {heads} heads do not divide the projector's width {width}; give --heads")
+        raise CheckpointError(
+            f"{path}: {heads} heads do not divide the projector's width {width}; give --heads"
+        )
     return ParGoProjectorConfig(
         partial_tokens=facts.partial_tokens,
         global_tokens=tokens - facts.partial_tokens,
@@ -262,6 +313,7 @@ def projector_config(path: Path, found: dict[str, tuple[int, ...]], facts: Relea
         ffn_width=ffn[0],
         cascade="release",
         norm="post",
+        patch_norm=False,
         norm_eps=BERT_EPS,
         query_positions=True,
     )

@@ -1,1 +1,1 @@
-"""Everything that export needs, tried on a tiny copy of a run before the run trains."""
+"""The trial of export on a tiny copy of a run's model, before the run trains."""

@@ -1,1 +1,1 @@
-"""A training checkpoint -> a Hugging Face folder."""
+"""Convert a training checkpoint to a Hugging Face folder."""

@@ -1,4 +1,4 @@
-"""The files of a training checkpoint, ours (both formats) or DeepSpeed's own, with the run that wrote them."""
+"""The files of a training checkpoint of this project or of DeepSpeed alone, with their run file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from pargo_ds.checkpoint.fragments import WEIGHT, FragmentFiles
 from pargo_ds.checkpoint.manifest import (
     LATEST,
     MANIFEST,
-    CheckpointError,
     Manifest,
     newest,
     read_manifest,
     verify_files,
 )
-from pargo_ds.checkpoint.version_1 import ENGINE
 from pargo_ds.config import RunConfig, parse_config
-from pargo_ds.convert.weights import Spec
+from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
+from pargo_ds.errors import CheckpointError
 
 THREADS = min(8, os.cpu_count() or 1)
 PIECE = 1 << 21
-"""Elements read at a time."""
+"""Number of elements that are read at a time."""
 
 
 class TrainedFiles(Protocol):
-    """Where trained parameters lie."""
+    """A reader of trained parameters."""
 
     def names(self) -> list[str]: ...
 
@@ -40,76 +39,78 @@ class TrainedFiles(Protocol):
 
     def pieces(self, kind: str, name: str, size: int) -> Iterator[torch.Tensor]: ...
 
-    def read_other(self, name: str) -> torch.Tensor:
-        """A weight or buffer that did not train."""
-        ...
-
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointFiles:
-    """One checkpoint."""
+    """One training checkpoint."""
 
     where: Path
     run: RunConfig
     shapes: Mapping[str, list[int]]
-    """Of what trained. May name more: DeepSpeed without ZeRO does not say which parameters did."""
+    """Shapes of the trained parameters. For DeepSpeed without ZeRO these are all parameters,
+    because its files do not say which of them trained.
+    """
     open: Callable[[], TrainedFiles]
     check: Callable[[], None] = lambda: None
-    """Wait until all files were compared with the hashes that the checkpoint has. Raises CheckpointError."""
+    """Waits until all files were compared with the hashes of the manifest; raises
+    CheckpointError.
+    """
     manifest: Manifest | None
-    """None: DeepSpeed's own checkpoint."""
+    """The manifest; None for a checkpoint of DeepSpeed alone."""
     step: int
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     others: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Weights and buffers that it holds though they may not have trained, by their names in the model."""
-    tensors: Mapping[str, Spec] | None = None
-    """All tensors of the model by their names in it, tied ones once, those that it does not hold included; None where
-    it does not say."""
+    """Shapes of weights and buffers that the checkpoint also holds although they may be frozen, by
+    their names in the model.
+    """
 
     @cached_property
     def trained(self) -> TrainedFiles:
-        """The files themselves. Raises CheckpointError when they do not hold what they should."""
+        """The reader of the files. Raises CheckpointError when they do not fit the manifest."""
         try:
             return self.open()
         except CheckpointError:
-            self.check()  # that a file was altered says more than what is odd in it
+            self.check()  # an altered file is a better explanation than the fault in its contents
             raise
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor of either kind, whole; fp32 where it trained. Raises CheckpointError."""
+        """Read one tensor, trained (in fp32) or not. Raises CheckpointError."""
         if name in self.shapes:
             return self.trained.whole(WEIGHT, name)
-        return self.trained.read_other(name)
+        files = self.trained
+        assert isinstance(files, DeepSpeedFiles)  # our checkpoints hold trained tensors only
+        return files.read_other(name)
 
     def pieces(self, name: str) -> Iterator[torch.Tensor]:
-        """The elements of one that trained, in order and in fp32, 1-D and at most PIECE at a time. Raises likewise."""
+        """Yield the elements of a trained tensor in order, in fp32, as 1-D tensors of at most PIECE
+        elements. Raises CheckpointError.
+        """
         yield from self.trained.pieces(WEIGHT, name, PIECE)
 
 
 def open_checkpoint(path: Path, run: RunConfig | None = None) -> CheckpointFiles:
-    """The checkpoint that `path` means: a step folder, a run's folder, or what DeepSpeed's save_checkpoint wrote.
+    """Open a checkpoint: the folder of a step, the folder of a run (its newest checkpoint), or a
+    folder that DeepSpeed's save_checkpoint wrote.
 
-    Its files are compared with their hashes in the background; `check` of the result waits for that.
+    The files are compared with their hashes in the background; the method `check` of the result
+    waits for that.
 
     Args:
-        run: the run file, for DeepSpeed's own checkpoints; ours bring theirs.
+        run: the run file; only for checkpoints of DeepSpeed alone, because ours contain it.
 
     Raises:
-        CheckpointError: there is none, its manifest is damaged, or it needs a run file.
+        CheckpointError: there is no checkpoint, its manifest is damaged, or it needs a run file.
     """
     if is_deepspeed(path):
         if run is None:
             raise CheckpointError(
                 f"{path} was written by DeepSpeed alone and does not say of which model; name the run file with --run"
             )
-        return _deepspeed(path, None, run, None)
+        return _deepspeed(path, run)
     folder = find_checkpoint(path)
     manifest = read_manifest(folder)
     verification = Verification(folder, manifest)
     run = parse_config(manifest.config, source=str(folder / MANIFEST))
-    if manifest.format_version == 1:
-        verification.wait()
-        return _deepspeed(folder, ENGINE, run, manifest)
     shapes = manifest.parameters
     return CheckpointFiles(
         where=folder,
@@ -119,69 +120,70 @@ def open_checkpoint(path: Path, run: RunConfig | None = None) -> CheckpointFiles
         check=verification.wait,
         manifest=manifest,
         step=manifest.step,
-        tensors=_all_tensors(manifest),
     )
 
 
-def _all_tensors(manifest: Manifest) -> dict[str, Spec] | None:
-    if manifest.frozen.keys() != manifest.frozen_shapes.keys():
-        return None
-    dtypes = {name: getattr(torch, described.split()[0]) for name, described in manifest.frozen.items()}
-    trained = {name: Spec(tuple(shape), torch.float32) for name, shape in manifest.parameters.items()}
-    return trained | {name: Spec(tuple(shape), dtypes[name]) for name, shape in manifest.frozen_shapes.items()}
-
-
-def _deepspeed(folder: Path, tag: str | None, run: RunConfig, manifest: Manifest | None) -> CheckpointFiles:
-    from pargo_ds.convert.deepspeed.files import DeepSpeedFiles
-
-    files = DeepSpeedFiles(folder, tag)
+def _deepspeed(folder: Path, run: RunConfig) -> CheckpointFiles:
+    files = DeepSpeedFiles(folder)
     others = {name: spec.shape for name, spec in files.other_tensors.items()}
     if not files.knows_trained:
         others |= {name: tuple(shape) for name, shape in files.shapes.items()}
-    trained = {name: Spec(tuple(shape), torch.float32) for name, shape in files.shapes.items()}
     return CheckpointFiles(
         where=folder,
         run=run,
         shapes=files.shapes,
         open=lambda: files,
-        manifest=manifest,
+        manifest=None,
         step=files.step,
         others=others,
-        tensors=trained | files.other_tensors if files.knows_trained else None,
     )
 
 
 def is_deepspeed(path: Path) -> bool:
-    """Whether this is a folder that save_checkpoint wrote into, or one of its tags, and not ours."""
+    """Whether `path` is a folder of DeepSpeed's save_checkpoint, or of one of its tags, and not a
+    checkpoint of this project.
+    """
     if (path / MANIFEST).is_file():
         return False
     if any(path.glob("*_model_states.pt")):
         return True
     pointer = path / LATEST
-    tag = pointer.read_bytes().decode(errors="replace").strip() if pointer.is_file() else ""
+    tag = ""
+    if pointer.is_file():
+        tag = pointer.read_bytes().decode(errors="replace").strip()
     inside = tag not in ("", ".", "..") and "/" not in tag and "\0" not in tag
-    return inside and not (path / tag / MANIFEST).is_file() and any((path / tag).glob("*_model_states.pt"))
+    return (
+        inside
+        and not (path / tag / MANIFEST).is_file()
+        and any((path / tag).glob("*_model_states.pt"))
+    )
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether this looks like something that open_checkpoint takes."""
+    """Whether `path` looks like a folder that open_checkpoint accepts."""
     files = (path / MANIFEST, path / LATEST)
-    return is_deepspeed(path) or any(file.is_file() for file in files) or (path / "checkpoints").is_dir()
+    return (
+        is_deepspeed(path)
+        or any(file.is_file() for file in files)
+        or (path / "checkpoints").is_dir()
+    )
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The step folder that `path` means."""
+    """Return the folder of a step: `path` itself, or the newest one of a run's folder."""
     if (path / MANIFEST).is_file():
         return path
     for candidate in (path, path / "checkpoints"):
         folder = newest(candidate)
         if folder is not None:
             return folder
-    raise CheckpointError(f"{path} is neither a checkpoint (no {MANIFEST}) nor a run folder with checkpoints/{LATEST}")
+    raise CheckpointError(
+        f"{path} is neither a checkpoint (no {MANIFEST}) nor a run folder with checkpoints/{LATEST}"
+    )
 
 
 class Verification:
-    """verify_files in threads of its own, which do not keep the process alive."""
+    """Runs verify_files in daemon threads, which do not keep the process alive."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self._errors: list[Exception] = []
@@ -193,12 +195,17 @@ class Verification:
             except (CheckpointError, OSError) as error:
                 self._errors.append(error)
 
-        self._threads = [threading.Thread(target=verify, args=(share,), daemon=True) for share in range(shares)]
-        for thread in self._threads:
+        self._threads: list[threading.Thread] = []
+        for share in range(shares):
+            thread = threading.Thread(target=verify, args=(share,), daemon=True)
+            self._threads.append(thread)
             thread.start()
 
     def wait(self) -> None:
-        """Until all is compared. Raises CheckpointError naming a file that is missing, cut or altered."""
+        """Wait until all files are compared.
+
+        Raises CheckpointError naming a file that is missing, cut or altered.
+        """
         for thread in self._threads:
             thread.join()
         if self._errors:

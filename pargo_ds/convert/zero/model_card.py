@@ -1,4 +1,6 @@
-"""README.md of an exported folder: what the model is, where every weight comes from, how to load it."""
+"""The README.md of an exported folder. It says what the model is, where its weights come from, and
+how to load it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pargo_ds.checkpoint.manifest import Manifest
-from pargo_ds.config import PARTS, RunConfig
+from pargo_ds.config import RunConfig
+from pargo_ds.train_sections import PARTS
 
 NOT_VERIFIED = "frozen weights were not verified: {} names none"
+LOAD_ADAPTER = """
+from peft import PeftModel
+
+PeftModel.from_pretrained(model.llm, f"{folder}/adapter")  # puts LoRA into model.llm
+"""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -23,20 +31,22 @@ def model_card(
     dtype: str,
     lora: str | None,
     not_verified: str | None,
+    projector: str,
 ) -> str:
-    """The card's text. No path of a machine stands in it, only last parts of paths.
+    """Return the text of the card. It contains only the last parts of paths of this machine.
 
     Args:
-        manifest: of the checkpoint; None for DeepSpeed's own.
-        step: optimizer steps, where the checkpoint says so.
-        frozen: names of the frozen weights and, where the checkpoint has them, their hashes.
-        dtype: of the weights, such as "bfloat16".
-        lora: "merged", "apart", or None when there is none.
-        not_verified: why the frozen weights were not compared with hashes; None when they were.
+        manifest: the manifest of the checkpoint; None for a checkpoint of DeepSpeed alone.
+        step: number of optimizer steps, if it is known.
+        frozen: names of the frozen weights, with their hashes if the checkpoint has them.
+        dtype: type of the weights, such as "bfloat16".
+        lora: "merged" or "separate"; None for a model without LoRA.
+        projector: a description in one line (ProjectorConfig.describe).
+        not_verified: why the frozen weights were not compared with hashes; None if they were.
     """
     sections = [
         _header(run),
-        _summary(run, lora),
+        _summary(run, lora, projector),
         "## Use\n\n" + _usage(lora),
         "## Training\n\n" + _training(run, manifest, step, dtype),
         "## Weights that were not trained\n\n" + _frozen(run, frozen, not_verified),
@@ -45,41 +55,37 @@ def model_card(
 
 
 def _header(run: RunConfig) -> str:
-    names = [name for name in (run.llm.name, run.vision.name if run.vision.weights is None else "") if is_on_hub(name)]
-    bases = "".join(f"\n- {name}" for name in names)
+    names = [run.llm.name]
+    if run.vision.weights is None:
+        names.append(run.vision.name)
+    names = [name for name in names if is_on_hub(name)]
+    bases = ""
+    if names:
+        bases = "base_model:" + "".join(f"\n- {name}" for name in names) + "\n"
     return (
         "---\n"
         "# license: fill in before publishing; the licences of the base models and of the data decide\n"
         "library_name: transformers\n"
         "pipeline_tag: image-text-to-text\n"
-        + (f"base_model:{bases}\n" if bases else "")
-        + f"tags:\n- pargo\n---\n# {run.name}: a ParGo model"
+        f"{bases}"
+        f"tags:\n- pargo\n---\n# {run.name}: a ParGo model"
     )
 
 
-def _summary(run: RunConfig, lora: str | None) -> str:
-    projector = run.projector
+def _summary(run: RunConfig, lora: str | None, projector: str) -> str:
     adapters = {
         "merged": " LoRA is merged into the LLM.",
-        "apart": " The LLM's LoRA adapter lies in `adapter/` (peft).",
+        "separate": " The LLM's LoRA adapter lies in `adapter/` (peft).",
     }
     return (
-        f"A partial-global projector ({projector.partial_tokens} partial + {projector.global_tokens} global tokens, "
-        f'cascade "{projector.cascade}") between the vision encoder `{short(run.vision.name)}` and the language model '
-        f"`{short(run.llm.name)}`, trained with pargo_ds." + adapters.get(lora or "", "")
+        f"A projector between the vision encoder `{short(run.vision.name)}` and the language model "
+        f"`{short(run.llm.name)}`, trained with pargo_ds.{adapters.get(lora or '', '')}\n\n"
+        f"{projector[:1].upper()}{projector[1:]}."
     )
 
 
 def _usage(lora: str | None) -> str:
-    adapter = (
-        """
-from peft import PeftModel
-
-PeftModel.from_pretrained(model.llm, f"{folder}/adapter")  # puts LoRA into model.llm
-"""
-        if lora == "apart"
-        else ""
-    )
+    adapter = LOAD_ADAPTER if lora == "separate" else ""
     return f"""With torch, transformers, timm and pillow alone; the code in this folder is run:
 
 ```python
@@ -91,10 +97,10 @@ folder = "."  # this folder, or its name on the hub
 model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 {adapter}
-picture = Image.open("picture.png").convert("RGB")
-turns = [{{"role": "user", "content": "<image>\\nWhat is in this picture?"}}]
+image = Image.open("image.png").convert("RGB")
+turns = [{{"role": "user", "content": "<image>\\nWhat is in this image?"}}]
 inputs = processor.apply_chat_template(
-    turns, images=picture, add_generation_prompt=True, tokenize=True, return_tensors="pt"
+    turns, images=image, add_generation_prompt=True, tokenize=True, return_tensors="pt"
 )
 with torch.no_grad():
     tokens = model.generate(**inputs, max_new_tokens=64, do_sample=False)
@@ -105,37 +111,47 @@ Where pargo_ds is installed, `import pargo_ds.model` registers its classes and `
 
 
 def _training(run: RunConfig, manifest: Manifest | None, step: int | None, dtype: str) -> str:
-    rows = {
-        "run": run.name,
-        "step": f"{step:,}" if step is not None else "",
-        "trained": ", ".join(f"{part} ({m})" for part in PARTS if (m := getattr(run.train, part).mode) != "frozen"),
-        "precision": f"{run.train.precision} with fp32 master weights; saved here as {dtype}",
-        "data": ", ".join(f"`{short(stream.path)}`" for stream in run.data.train),
-        "started from": f"`{short(run.start_from)}`" if run.start_from else "",
-    }
+    modes = {part: getattr(run.train, part).mode for part in PARTS}
+    trained = [f"{part} ({mode})" for part, mode in modes.items() if mode != "frozen"]
+    rows = {"run": run.name}
+    if step is not None:
+        rows["step"] = f"{step:,}"
+    rows["trained"] = ", ".join(trained)
+    rows["precision"] = f"{run.train.precision} with fp32 master weights; saved here as {dtype}"
+    rows["data"] = ", ".join(f"`{short(stream.path)}`" for stream in run.data.train)
+    if run.start_from:
+        rows["started from"] = f"`{short(run.start_from)}`"
     if manifest is not None:
-        rows |= {name.replace("_", " "): f"{int(value):,}" for name, value in manifest.totals.items() if value}
+        for name, value in manifest.totals.items():
+            if value:
+                rows[name.replace("_", " ")] = f"{int(value):,}"
         rows["ranks and ZeRO stage"] = f"{manifest.world_size}, {manifest.zero_stage}"
-        rows["versions"] = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+        versions = [f"{name} {version}" for name, version in manifest.versions.items()]
+        rows["versions"] = ", ".join(versions)
     return _table(rows)
 
 
 def _frozen(run: RunConfig, frozen: Mapping[str, str | None], not_verified: str | None) -> str:
     if not frozen:
         return "There are none."
-    sources = {
-        "vision": (run.vision.weights or run.vision.name, None if run.vision.weights else run.vision.revision),
+    sources: dict[str, tuple[str, str | None]] = {
+        "vision": (run.vision.name, run.vision.revision),
         "llm": (run.llm.name, run.llm.revision),
         "projector": ("", None),
     }
+    if run.vision.weights:
+        sources["vision"] = run.vision.weights, None
+    if run.start_from:
+        sources = dict.fromkeys(sources, (run.start_from, None))
     rows = {}
-    for part, (name, revision) in sources.items():
+    for part, (source, revision) in sources.items():
         own = sorted(f"{n} {h}" for n, h in frozen.items() if n.startswith(f"{part}."))
         if not own:
             continue
-        source, revision = (run.start_from, None) if run.start_from else (name, revision)
-        at = f" at revision `{revision}`" if revision else ""
-        rows[part] = f"`{short(source)}`{at}; {len(own)} tensors"
+        rows[part] = f"`{short(source)}`"
+        if revision:
+            rows[part] += f" at revision `{revision}`"
+        rows[part] += f"; {len(own)} tensors"
         if not_verified is None:
             digest = hashlib.sha256("\n".join(own).encode()).hexdigest()[:32]
             rows[part] += f", hash of their hashes `{digest}`"
@@ -144,14 +160,22 @@ def _frozen(run: RunConfig, frozen: Mapping[str, str | None], not_verified: str 
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+    return "\n".join(
+        [
+            "| | |",
+            "| --- | --- |",
+            *(f"| {name} | {value} |" for name, value in rows.items() if value),
+        ]
+    )
 
 
 def is_on_hub(name: str) -> bool:
-    """Whether a name can be one of the hub's; folders of this machine are not."""
+    """Whether a name may be that of a model on the hub and is no folder of this machine."""
     return HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def short(name: str) -> str:
-    """A hub's name as it is, of a path its last part."""
-    return name if is_on_hub(name) else Path(name.rstrip("/")).name
+    """Return the name of a model on the hub unchanged, and the last part of a path."""
+    if is_on_hub(name):
+        return name
+    return Path(name.rstrip("/")).name

@@ -1,4 +1,6 @@
-"""The safetensors files of a published model: a local folder, or a snapshot in the hub's cache; read by memory map."""
+"""The safetensors files of a published model, in a local folder or in the hub's cache. They are
+read by memory map.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +14,23 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 
-from pargo_ds.checkpoint.manifest import CheckpointError
 from pargo_ds.checkpoint.safetensors_file import open_safetensors
 from pargo_ds.convert.weight_files import INDEX, SINGLE
+from pargo_ds.errors import CheckpointError
 
 ADAPTER_CONFIG = "adapter_config.json"
 CAST_ONCE = ("F32", "BF16", "F16", "I64", "I32", "U8", "BOOL")
-"""Types whose values come out the same whether they are cast at once or on the way through fp32, as loaders may do."""
+"""Types of which a direct cast and a cast through fp32, as some loaders do, give the same
+values.
+"""
 Reader = Callable[[], torch.Tensor]
-"""One tensor's values as they are stored: a view of the mapped file, which costs no anonymous memory."""
+"""Returns the stored values of one tensor: a view of the mapped file, which takes no anonymous
+memory.
+"""
 
 
 class PublishedFiles:
-    """Tensors of some safetensors files under the names that they have there.
+    """The tensors of safetensors files by their names in the files.
 
     Raises:
         CheckpointError: a file cannot be read.
@@ -33,13 +39,16 @@ class PublishedFiles:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
         self._open = {path: open_safetensors(path) for path in self.paths}
-        self._where = {key: path for path, handle in self._open.items() for key in handle.keys()}  # noqa: SIM118
+        self._where: dict[str, Path] = {}
+        for path, handle in self._open.items():
+            self._where |= dict.fromkeys(handle.keys(), path)
         self.shapes = {key: tuple(self._view(key).get_shape()) for key in self._where}
 
     @classmethod
     def find(cls, name: str, revision: str | None = None) -> PublishedFiles | None:
-        """The weights that from_pretrained takes for a folder or hub name; None when they are not safetensors, or an
-        adapter lies over them."""
+        """Return the weights that from_pretrained loads for a folder or a hub name; None if they
+        are not in safetensors files, or if the folder is an adapter.
+        """
         if fetch_file(name, revision, ADAPTER_CONFIG) is not None:
             return None
         single = fetch_file(name, revision, SINGLE)
@@ -49,13 +58,24 @@ class PublishedFiles:
         if index is None:
             return None
         try:
-            files = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
+            weight_map = json.loads(index.read_text())["weight_map"]
+            files = sorted({str(file) for file in weight_map.values()})
         except (ValueError, KeyError, AttributeError) as error:
             raise CheckpointError(f"{index} is damaged: {error}") from error
-        found = {file: fetch_file(name, revision, file) if Path(file).name == file else None for file in files}
-        if missing := [file for file, path in found.items() if path is None]:
-            raise CheckpointError(f"{index} names {', '.join(missing)}, which are not there; did a download stop?")
-        return cls([path for path in found.values() if path is not None])
+        paths, missing = [], []
+        for file in files:
+            path = None
+            if Path(file).name == file:
+                path = fetch_file(name, revision, file)
+            if path is None:
+                missing.append(file)
+            else:
+                paths.append(path)
+        if missing:
+            raise CheckpointError(
+                f"{index} names {', '.join(missing)}, which are not there; did a download stop?"
+            )
+        return cls(paths)
 
     def _view(self, key: str) -> Any:
         return self._open[self._where[key]].get_slice(key)
@@ -65,7 +85,9 @@ class PublishedFiles:
         return self._view(key).get_dtype() == "F32"
 
     def reader(self, key: str) -> Reader:
-        """Reads one tensor. The reader raises CheckpointError naming file and tensor."""
+        """Return a reader of one tensor. The reader raises CheckpointError naming file and
+        tensor.
+        """
         path = self._where[key]
 
         def read() -> torch.Tensor:
@@ -76,8 +98,14 @@ class PublishedFiles:
 
         return read
 
-    def locate(self, wanted: Mapping[str, tuple[int, ...]], namings: Sequence[Callable[[str], str]]) -> dict | None:
-        """name -> Reader, by the first way of naming under which all of `wanted` are there with their shapes."""
+    def locate(
+        self, wanted: Mapping[str, tuple[int, ...]], namings: Sequence[Callable[[str], str]]
+    ) -> dict | None:
+        """Return a reader for each wanted name, or None if the files lack one of them.
+
+        `namings` are functions from wanted names to names in the files; the first one is used that
+        finds all tensors with their shapes.
+        """
         for naming in namings:
             keys = {name: naming(name) for name in wanted}
             fits = all(self.shapes.get(key) == tuple(wanted[name]) for name, key in keys.items())
@@ -87,10 +115,14 @@ class PublishedFiles:
 
 
 def fetch_file(name: str, revision: str | None, file: str) -> Path | None:
-    """The file of a folder, or of the hub (downloaded unless it is in the cache); None when there is no such file."""
+    """Return the path of a file in a folder or on the hub (it is downloaded unless it is in the
+    cache); None if there is no such file.
+    """
     folder = Path(name)
     if folder.is_dir():
-        return folder / file if (folder / file).is_file() else None
+        if not (folder / file).is_file():
+            return None
+        return folder / file
     try:
         return Path(hf_hub_download(name, file, revision=revision))
     except EntryNotFoundError:

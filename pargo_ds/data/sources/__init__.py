@@ -1,15 +1,16 @@
-"""The formats people have -> samples. A source is a frozen dataclass of options; `outcomes` reads one chunk of it."""
+"""Read samples from the formats in which people have their data.
+
+A source is a frozen dataclass with its options; `outcomes` reads one chunk of a source.
+"""
 
 from pargo_ds.data.sources.coco import Coco
 from pargo_ds.data.sources.finish import Finish
 from pargo_ds.data.sources.llava import Llava
-from pargo_ds.data.sources.rejects import Reject, SourceError
+from pargo_ds.data.sources.rejects import Reject
 from pargo_ds.data.sources.source import Chunk, Outcome, Source, outcomes
 from pargo_ds.data.sources.tables import Table
 from pargo_ds.data.sources.webdataset import WebDataset
+from pargo_ds.errors import SourceError
 
-SOURCES: dict[str, type[Source]] = {"llava": Llava, "webdataset": WebDataset, "coco": Coco, "table": Table}
-"""Name on the command line -> source."""
-
-__all__ = ["SOURCES", "Chunk", "Coco", "Finish", "Llava", "Outcome", "Reject", "Source", "SourceError", "Table",
+__all__ = ["Chunk", "Coco", "Finish", "Llava", "Outcome", "Reject", "Source", "SourceError", "Table",
            "WebDataset", "outcomes"]  # fmt: skip

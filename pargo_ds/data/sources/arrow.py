@@ -1,4 +1,6 @@
-"""Arrow files, and the folders of them that Hugging Face's `datasets` saves, batch by batch through pyarrow."""
+"""Read Arrow files, and the folders of Arrow files that Hugging Face's `datasets` saves, batch by
+batch through pyarrow.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +11,26 @@ from typing import Any
 
 from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.parquet import require_pyarrow, row_of
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.data.sources.rejects import Reject, shortened
 from pargo_ds.data.sources.source import Chunk, Where
+from pargo_ds.errors import SourceError
 
 ARROW = (".arrow",)
 
 
 def table_files(names: Sequence[str]) -> tuple[str, ...]:
-    """File names as they are; a folder that `Dataset.save_to_disk` wrote stands for its Arrow files, in their order.
+    """Return the files to read: a folder that `Dataset.save_to_disk` wrote is replaced by its Arrow
+    files in their order, and file names are returned unchanged.
 
-    Raises SourceError for any other folder; one with several splits has to be named by split.
+    Raises SourceError for any other folder, also for a folder with several splits.
     """
-    return tuple(file for name in names for file in (_saved_files(Path(name)) if Path(name).is_dir() else [name]))
+    files: list[str] = []
+    for name in names:
+        if Path(name).is_dir():
+            files += _saved_files(Path(name))
+        else:
+            files.append(name)
+    return tuple(files)
 
 
 def _saved_files(folder: Path) -> list[str]:
@@ -35,7 +45,9 @@ def _saved_files(folder: Path) -> list[str]:
         )
     state = _json(folder / "state.json")
     if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise SourceError(f"{folder} selects rows by an index file; write it with flatten_indices().save_to_disk(...)")
+        raise SourceError(
+            f"{folder} selects rows by an index file; write it with flatten_indices().save_to_disk(...)"
+        )
     names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files", [])]
     if not names:
         raise SourceError(f"{folder / 'state.json'} names no data files; save the data set anew")
@@ -53,7 +65,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _batches(path: str) -> Iterator[Any]:
-    """The record batches of a stream (what `datasets` writes) or of a file, mapped into memory, not checked."""
+    """Yield the record batches of an Arrow stream (the format of `datasets`) or Arrow file. They
+    are mapped into memory and not checked.
+    """
     pyarrow = require_pyarrow()
     source = pyarrow.memory_map(path)
     try:
@@ -66,7 +80,9 @@ def _batches(path: str) -> Iterator[Any]:
 
 
 def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
-    """Each batch in parts of at most `inputs` rows; payload ("arrow", path, batch, first row, rows, number)."""
+    """Yield each batch in chunks of at most `inputs` rows. The payload is ("arrow", path, batch,
+    first row in the batch, rows, rows of the file before the chunk).
+    """
     before = 0
     try:
         for number, batch in enumerate(_batches(path)):
@@ -74,21 +90,26 @@ def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
                 check_columns(path, list(batch.schema.names), wanted)
             for start in range(0, batch.num_rows, inputs):
                 rows = min(inputs, batch.num_rows - start)
-                yield Chunk(("arrow", path, number, start, rows, before + start), batch.nbytes * rows // batch.num_rows)
+                yield Chunk(
+                    ("arrow", path, number, start, rows, before + start),
+                    batch.nbytes * rows // batch.num_rows,
+                )
             before += batch.num_rows
     except SourceError:
         raise
     except (ValueError, OSError) as error:  # pyarrow's errors are kinds of both
-        raise SourceError(f"{path} is broken or no Arrow file ({shortened(str(error))}); copy it anew") from error
+        raise SourceError(
+            f"{path} is broken or no Arrow file ({shortened(str(error))}); copy it anew"
+        ) from error
 
 
 def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[Where, Any]]:
-    """The rows of a chunk; those of a batch whose contents are damaged are rejects, each of them."""
+    """Yield the rows of a chunk. If its batch is damaged, each of its rows is a reject."""
     _, path, number, start, rows, before = payload
     batch = next(batch for place, batch in enumerate(_batches(path)) if place == number)
     fault = None
     try:
-        batch.select(wanted).validate(full=True)  # or a damaged offset is read as an address
+        batch.select(wanted).validate(full=True)  # a damaged offset would be used as an address
     except ValueError as error:
         fault = Reject("table damaged", f"batch {number} is damaged ({shortened(str(error))})")
     for row in range(rows):

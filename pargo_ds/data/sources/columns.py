@@ -1,12 +1,13 @@
-"""The columns of a table, whatever kind of file it lies in."""
+"""The columns of a table in any kind of file."""
 
 from __future__ import annotations
 
-from pargo_ds.data.sources.rejects import SourceError, shortened
+from pargo_ds.data.sources.rejects import shortened
+from pargo_ds.errors import SourceError
 
 
 def check_columns(path: str, found: list[str], wanted: list[str]) -> None:
-    """Raise SourceError unless the table has every column that is read, once."""
+    """Raise SourceError unless the table has each wanted column exactly once."""
     wrong = [name for name in wanted if found.count(name) != 1]
     if wrong:
         raise SourceError(

@@ -1,4 +1,4 @@
-"""JSON documents and JSON lines, plain or gzipped: whole, or an error that names file and line."""
+"""Read JSON documents and JSON lines, plain or gzipped. A fault is an error with file and line."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.data.sources.rejects import Reject, shortened
 from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Where
+from pargo_ds.errors import SourceError
 
 MAX_LINE = 1 << 26
-"""Bytes of one line; a longer one is a reject, and is never held in memory."""
+"""Upper bound of the bytes of one line; a longer line is a reject and is never held in memory."""
 MAX_DOCUMENT = 1 << 34
-"""Bytes of a JSON document after gunzipping."""
+"""Upper bound of the bytes of a JSON document after gunzipping."""
 LINES = (".jsonl", ".ndjson")
 GZIP = ".gz"
 BROKEN_GZIP = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 def open_bytes(path: str) -> BinaryIO:
-    """A file, or what a gzipped file (.gz) holds, for reading."""
-    return gzip.open(path, "rb") if path.lower().endswith(GZIP) else open(path, "rb")  # type: ignore[return-value]
+    """Open a file for reading; a gzipped file (.gz) is unpacked on the way."""
+    if path.lower().endswith(GZIP):
+        return cast("BinaryIO", gzip.open(path, "rb"))
+    return open(path, "rb")
 
 
 def plain_suffix(path: str) -> str:
-    """The ending that says what a file holds, in small letters: that in front of .gz."""
+    """Return the ending that tells the format of a file, in lower case; .gz is not counted."""
     name = Path(path).name.lower()
     return Path(name.removesuffix(GZIP)).suffix
 
 
 def holds_lines(path: str) -> bool:
-    """Whether a file holds one JSON value a line: by its first line, and by its name where that leaves it open.
-
-    Many files of JSON lines are named .json, and some arrays .jsonl.
+    """Whether a file holds one JSON value per line. Its first lines decide, together with its name,
+    because many files of JSON lines are named .json, and some arrays .jsonl.
     """
     with open_bytes(path) as file:
         first = _first_line(file)
@@ -64,31 +66,41 @@ def _is_first_of_array(line: bytes) -> bool:
 
 
 def _first_line(file: BinaryIO) -> bytes:
-    """The next line that is not blank; b"" at the end of the file."""
+    """Return the next line that is not blank, or b"" at the end of the file."""
     try:
         for line in iter(lambda: file.readline(MAX_LINE), b""):
             if line.strip():
                 return line
     except BROKEN_GZIP:
-        pass  # told by whoever reads the file in earnest
+        pass  # the code that reads the whole file raises the error
     return b""
 
 
 def load_json(path: str, each_once: bool = False) -> Any:
-    """The parsed document. Raises SourceError naming file and line, with `each_once` also for a key that stands twice
-    in an object anywhere."""
+    """Return the parsed document.
+
+    Raises SourceError naming file and line; with `each_once` also for an object anywhere in the
+    document that has the same key twice.
+    """
     try:
         with open_bytes(path) as file:
             data = file.read(MAX_DOCUMENT + 1)
     except BROKEN_GZIP as error:
-        raise SourceError(f"{path}: not readable as gzip ({error}); the file was cut or is broken") from error
+        raise SourceError(
+            f"{path}: not readable as gzip ({error}); the file was cut or is broken"
+        ) from error
     if len(data) > MAX_DOCUMENT:
-        raise SourceError(f"{path} holds more than {MAX_DOCUMENT:,} bytes; save it as JSON lines (.jsonl)")
+        raise SourceError(
+            f"{path} holds more than {MAX_DOCUMENT:,} bytes; save it as JSON lines (.jsonl)"
+        )
+    hook = _once if each_once else _unique
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once if each_once else _unique)
+        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=hook)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(f"{path}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise SourceError(
+            f"{path}, line {line}: not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         raise SourceError(
             f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); the file was cut or is broken"
@@ -98,12 +110,14 @@ def load_json(path: str, each_once: bool = False) -> Any:
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text; an object that gives one name two values becomes a `TwoValues`."""
+    """Return the value of a JSON text. An object that has a key twice becomes a `TwoValues`."""
     return json.loads(text, object_pairs_hook=_unique)
 
 
 class TwoValues(dict):
-    """A JSON object in which the name `twice` has two values; json would keep the last one without a word."""
+    """A JSON object that has the key `twice` twice; Python's json would silently keep the last
+    value.
+    """
 
     twice: str = ""
 
@@ -121,25 +135,32 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = _unique(pairs)
     if isinstance(found, TwoValues):
-        raise ValueError(f"the key {found.twice} stands twice in one object; expected each key once")
+        raise ValueError(
+            f"the key {found.twice} stands twice in one object; expected each key once"
+        )
     return found
 
 
 def check_each_once(value: Any) -> None:
-    """Raise Reject when an object anywhere in a JSON value gives one name two values."""
+    """Raise Reject when an object anywhere in a JSON value has a key twice."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, TwoValues):
-            raise Reject("two values", f"it has the key {shortened(one.twice)} twice; expected each key once")
-        waiting += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+            raise Reject(
+                "two values", f"it has the key {shortened(one.twice)} twice; expected each key once"
+            )
+        if isinstance(one, dict):
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
 
 
 def line_chunks(path: str, inputs: int) -> Iterator[Chunk]:
     """Cut a file of JSON lines into chunks of at most `inputs` lines.
 
-    Payload: (path, offset, end, first line); of a gzipped file, in which nobody can begin in the middle, (path, the
-    lines themselves, None, first line).
+    The payload is (path, offset, end, number of the first line). A gzipped file cannot be read from
+    the middle; its payload is (path, the lines themselves, None, number of the first line).
     """
     zipped = path.lower().endswith(GZIP)
     held: list[bytes | None] = []
@@ -151,22 +172,25 @@ def line_chunks(path: str, inputs: int) -> Iterator[Chunk]:
                 if zipped:
                     held.append(line)
                 if lines == inputs or file.tell() - start >= CHUNK_BYTES:
-                    yield _chunk(path, held if zipped else start, file.tell(), first, file.tell() - start)
+                    yield _line_chunk(path, start, file.tell(), first, held)
                     start, first, lines, held = file.tell(), number + 1, 0, []
         except BROKEN_GZIP as error:
             raise SourceError(
                 f"{path}, after line {first + lines - 1}: not readable as gzip ({error}); the file was cut or is broken"
             ) from error
         if lines:
-            yield _chunk(path, held if zipped else start, file.tell(), first, file.tell() - start)
+            yield _line_chunk(path, start, file.tell(), first, held)
 
 
-def _chunk(path: str, start: Any, end: int, first: int, weight: int) -> Chunk:
-    return Chunk((path, start, None if isinstance(start, list) else end, first), weight)
+def _line_chunk(path: str, start: int, end: int, first: int, held: list[bytes | None]) -> Chunk:
+    """The lines from `start` to `end`; of a gzipped file the lines `held` themselves."""
+    if held:
+        return Chunk((path, held, None, first), end - start)
+    return Chunk((path, start, end, first), end - start)
 
 
 def line_entries(payload: tuple[str, Any, int | None, int]) -> Iterator[tuple[Where, Any]]:
-    """The parsed lines of one chunk with their line numbers; empty lines are no inputs."""
+    """Yield the parsed lines of one chunk with their line numbers; empty lines are skipped."""
     path, start, end, first = payload
     if end is None:
         yield from _numbered(path, start, first)
@@ -183,7 +207,7 @@ def _numbered(path: str, lines: Any, first: int) -> Iterator[tuple[Where, Any]]:
 
 
 def _lines(file: BinaryIO, end: int | None = None) -> Iterator[bytes | None]:
-    """Lines up to the offset `end`; None for one of more than MAX_LINE bytes."""
+    """Yield the lines up to the offset `end`; None for a line of more than MAX_LINE bytes."""
     while end is None or file.tell() < end:
         line = file.readline(MAX_LINE)
         if not line:

@@ -1,4 +1,4 @@
-"""Parquet tables, row group by row group, through pyarrow (the extra `parquet`)."""
+"""Read Parquet tables, row group by row group, through pyarrow (the extra `parquet`)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from types import ModuleType
 from typing import Any
 
 from pargo_ds.data.sources.columns import check_columns
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.data.sources.rejects import Reject, shortened
 from pargo_ds.data.sources.source import Chunk, Where
+from pargo_ds.errors import SourceError
 
 BATCH = 64
 
 
 def require_pyarrow() -> ModuleType:
-    """pyarrow with its readers. Raises SourceError when it is not installed."""
+    """Return pyarrow with its readers. Raises SourceError when it is not installed."""
     try:
         import pyarrow
         import pyarrow.ipc
         import pyarrow.parquet
     except ModuleNotFoundError as error:
-        raise SourceError("reading Parquet and Arrow needs pyarrow; install it with: pip install pyarrow") from error
+        raise SourceError(
+            "reading Parquet and Arrow needs pyarrow; install it with: pip install pyarrow"
+        ) from error
     return pyarrow
 
 
@@ -30,17 +33,21 @@ def _open(path: str) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except (ValueError, OSError) as error:  # pyarrow's errors are kinds of both
-        raise SourceError(f"{path} is broken or no Parquet ({shortened(str(error))}); copy it anew") from error
+        raise SourceError(
+            f"{path} is broken or no Parquet ({shortened(str(error))}); copy it anew"
+        ) from error
 
 
 def weight(path: str) -> int:
-    """Bytes of all row groups."""
+    """Return the number of bytes of all row groups."""
     table = _open(path).metadata
     return sum(table.row_group(number).total_byte_size for number in range(table.num_row_groups))
 
 
 def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
-    """Each row group in parts of at most `inputs` rows; payload ("parquet", path, group, first row, rows, number)."""
+    """Yield each row group in chunks of at most `inputs` rows. The payload is ("parquet", path,
+    group, first row in the group, rows, rows of the file before the chunk).
+    """
     table = _open(path)
     check_columns(path, list(table.schema_arrow.names), wanted)
     before = 0
@@ -49,13 +56,14 @@ def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
         for start in range(0, facts.num_rows, inputs):
             rows = min(inputs, facts.num_rows - start)
             yield Chunk(
-                ("parquet", path, group, start, rows, before + start), facts.total_byte_size * rows // facts.num_rows
+                ("parquet", path, group, start, rows, before + start),
+                facts.total_byte_size * rows // facts.num_rows,
             )
         before += facts.num_rows
 
 
 def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[Where, Any]]:
-    """The rows of a chunk; those of a row group that cannot be decoded are rejects, each of them."""
+    """Yield the rows of a chunk. Each row that cannot be decoded is a reject."""
     _, path, group, start, rows, before = payload
     read = 0
     try:
@@ -88,7 +96,9 @@ def _rows(path: str, group: int, start: int, rows: int, wanted: list[str]) -> It
 
 
 def row_of(batch: Any, number: int, wanted: list[str]) -> Any:
-    """One row of a record batch as an object of its wanted columns, or a Reject for text that is not UTF-8."""
+    """Return the wanted columns of one row of a record batch by name, or a Reject if a text is not
+    UTF-8.
+    """
     try:
         return {name: batch.column(name)[number].as_py() for name in wanted}
     except UnicodeDecodeError as error:

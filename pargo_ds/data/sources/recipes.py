@@ -1,4 +1,4 @@
-"""Lists of data sets in other projects' files: InternVL's meta JSON and LLaVA-NeXT's YAML -> sources to build."""
+"""Read lists of data sets from files of other projects: InternVL's meta JSON and LLaVA-NeXT's YAML."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 from pargo_ds.data.sources.json_files import TwoValues, check_each_once, load_json
 from pargo_ds.data.sources.keys import given, is_empty
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
-from pargo_ds.settings_file import ConfigError, read_yaml
+from pargo_ds.data.sources.rejects import Reject, shortened
+from pargo_ds.errors import ConfigError, SourceError
+from pargo_ds.settings_file import read_yaml
 
 NOTES = (
     "length",
@@ -22,38 +23,54 @@ NOTES = (
     "min_dynamic_patch",
     "max_num",
 )
-"""Keys of a data set that may stand there: notes, and what InternVL does to pictures while it trains."""
+"""Keys of a data set that are ignored: notes, and what InternVL does to images while it trains."""
 SHARE = re.compile(r"random:(\d+(?:\.\d+)?)%")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ingredient:
-    """One data set of a recipe. `name` is that of its folder, `repeat` how often its samples come in an epoch."""
+    """One data set of a recipe. `name` is the name of its folder, and `repeat` says how often its
+    samples occur in an epoch.
+    """
 
     name: str
     file: str
-    pictures: str | None
+    image_folder: str | None
     repeat: float
 
 
-def read_recipe(path: str, pictures: str | None) -> list[Ingredient]:
-    """The data sets that a recipe lists, in its order.
+def read_recipe(path: str, image_folder: str | None) -> list[Ingredient]:
+    """Return the data sets that a recipe lists, in its order.
 
-    InternVL: {name: {"root", "annotation", "repeat_time"}}; the root lies below `pictures` when it is relative and
-    that is given. LLaVA-NeXT: {"datasets": [{"json_path", "sampling_strategy"}]}, all pictures below `pictures`. Raises
-    SourceError for other contents, two data sets of one name, and ways of sampling that a run file cannot say.
+    InternVL: {name: {"root", "annotation", "repeat_time"}}; a relative root is below
+    `image_folder`, if that is given. LLaVA-NeXT: {"datasets": [{"json_path",
+    "sampling_strategy"}]}; all images are below `image_folder`.
+
+    Raises SourceError for other contents, two data sets of the same name, and ways of sampling that
+    a run file cannot express.
     """
-    document = _yaml(path) if Path(path).suffix.lower() in (".yaml", ".yml") else load_json(path)
+    if Path(path).suffix.lower() in (".yaml", ".yml"):
+        document = _yaml(path)
+    else:
+        document = load_json(path)
     if isinstance(document, TwoValues):
-        raise SourceError(f"{path} lists {document.twice} twice; give each data set a name of its own")
+        raise SourceError(
+            f"{path} lists {document.twice} twice; give each data set a name of its own"
+        )
     try:
         check_each_once(document)
     except Reject as reject:
         raise SourceError(f"{path}: {reject.reason}") from reject
     if isinstance(document, dict) and isinstance(document.get("datasets"), list):
-        found = [_llava_next(path, number, entry, pictures) for number, entry in enumerate(document["datasets"], 1)]
-    elif isinstance(document, dict) and document and all(isinstance(entry, dict) for entry in document.values()):
-        found = [_internvl(path, name, entry, pictures) for name, entry in document.items()]
+        found = []
+        for number, entry in enumerate(document["datasets"], 1):
+            found.append(_llava_next(path, number, entry, image_folder))
+    elif (
+        isinstance(document, dict)
+        and document
+        and all(isinstance(entry, dict) for entry in document.values())
+    ):
+        found = [_internvl(path, name, entry, image_folder) for name, entry in document.items()]
     else:
         raise SourceError(
             f"{path} is no list of data sets: expected InternVL's {{name: {{root, annotation}}}} or LLaVA-NeXT's "
@@ -62,7 +79,9 @@ def read_recipe(path: str, pictures: str | None) -> list[Ingredient]:
     names = [ingredient.name for ingredient in found]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise SourceError(f"{path}: two data sets are named {twice}, so one folder would hold both; rename one")
+        raise SourceError(
+            f"{path}: two data sets are named {twice}, so one folder would hold both; rename one"
+        )
     return found
 
 
@@ -73,25 +92,34 @@ def _yaml(path: str) -> Any:
         raise SourceError(str(error)) from error
 
 
-def _internvl(path: str, name: Any, entry: dict[str, Any], pictures: str | None) -> Ingredient:
+def _internvl(path: str, name: Any, entry: dict[str, Any], image_folder: str | None) -> Ingredient:
     where = f"{path}: {shortened(name)}"
     _check_keys(where, entry, ("root", "annotation", "repeat_time"))
     root = entry.get("root")
     if root is not None and not isinstance(root, str):
         raise SourceError(f"{where} has the root {shortened(root)}; expected a folder")
-    folder = str(Path(pictures or "", root)) if root else pictures
+    folder = image_folder
+    if root:
+        folder = str(Path(image_folder or "", root))
     repeat = entry.get("repeat_time", 1)
     if isinstance(repeat, bool) or not isinstance(repeat, (int, float)) or not repeat > 0:
-        raise SourceError(f"{where} has repeat_time {shortened(repeat)}; expected a number above 0, or leave it out")
+        raise SourceError(
+            f"{where} has repeat_time {shortened(repeat)}; expected a number above 0, or leave it out"
+        )
     return Ingredient(
-        _folder_name(str(name)), _file(where, entry.get("annotation"), "annotation"), folder, float(repeat)
+        _folder_name(str(name)),
+        _file(where, entry.get("annotation"), "annotation"),
+        folder,
+        float(repeat),
     )
 
 
-def _llava_next(path: str, number: int, entry: Any, pictures: str | None) -> Ingredient:
+def _llava_next(path: str, number: int, entry: Any, image_folder: str | None) -> Ingredient:
     where = f"{path}: data set {number}"
     if not isinstance(entry, dict):
-        raise SourceError(f"{where} is {shortened(entry)}; expected {{json_path, sampling_strategy}}")
+        raise SourceError(
+            f"{where} is {shortened(entry)}; expected {{json_path, sampling_strategy}}"
+        )
     _check_keys(where, entry, ("json_path", "sampling_strategy", "image_folder", "images_folder"))
     try:
         own = given(entry, ("image_folder", "images_folder"), "folders")
@@ -99,16 +127,26 @@ def _llava_next(path: str, number: int, entry: Any, pictures: str | None) -> Ing
         raise SourceError(f"{where}: {reject.reason}") from reject
     file = _file(where, entry.get("json_path"), "json_path")
     return Ingredient(
-        _folder_name(Path(file).stem), file, own or pictures, _share(where, entry.get("sampling_strategy"))
+        _folder_name(Path(file).stem),
+        file,
+        own or image_folder,
+        _share(where, entry.get("sampling_strategy")),
     )
 
 
 def _check_keys(where: str, entry: dict[str, Any], known: tuple[str, ...]) -> None:
-    """Raise SourceError for a key that is not read and says something: a mistyped one would change the mixture."""
-    unread = [key for key, value in entry.items() if key not in (*known, *NOTES) and not is_empty(value)]
+    """Raise SourceError for a key that is not read and has a value, because a mistyped key would
+    change the mixture.
+    """
+    unread = []
+    for key, value in entry.items():
+        if key not in (*known, *NOTES) and not is_empty(value):
+            unread.append(key)
     if unread:
         shown = ", ".join(map(shortened, unread))
-        raise SourceError(f"{where} has the keys {shown}, which are not read; read are {', '.join(known)}: remove them")
+        raise SourceError(
+            f"{where} has the keys {shown}, which are not read; read are {', '.join(known)}: remove them"
+        )
 
 
 def _share(where: str, strategy: Any) -> float:
@@ -125,7 +163,9 @@ def _share(where: str, strategy: Any) -> float:
 
 def _file(where: str, name: Any, key: str) -> str:
     if not isinstance(name, str) or not Path(name).is_file():
-        raise SourceError(f"{where}: its {key} {shortened(name)} is not a file (paths begin in the current folder)")
+        raise SourceError(
+            f"{where}: its {key} {shortened(name)} is not a file (paths begin in the current folder)"
+        )
     return name
 
 

@@ -1,20 +1,28 @@
-"""Inputs that cannot become a sample, and files that cannot be read at all."""
+"""Rejects: inputs that cannot become a sample, and their table for people."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
 
-CANNOT_READ = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR)
-"""System errors that speak of the path that an input names; others (a failing disk, no memory) stop the build."""
-
-
-class SourceError(ValueError):
-    """A whole file that cannot be read; the message names the file, the line where known, and what to do."""
+CANNOT_READ = (
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+)
+"""System errors that are caused by the path that an input names. Other errors (a failing disk, no
+memory) stop the build.
+"""
 
 
 class Reject(Exception):
-    """One input that cannot become a sample. `kind` is a short heading to count by, `reason` says what was found."""
+    """One input cannot become a sample. Rejects are counted by `kind`, a short heading; `reason`
+    says what was found.
+    """
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(kind, reason)
@@ -23,24 +31,30 @@ class Reject(Exception):
 
 
 def reject_unreadable(name: str, error: OSError) -> Reject:
-    """The reject for a path that an input names; raises `error` itself when it is the machine's fault."""
+    """Return the reject for a path that an input names. Raises `error` itself when it is a fault of
+    the machine.
+    """
     if isinstance(error, FileNotFoundError):
-        return Reject("picture missing", f"there is no file {shortened(name)}")
+        return Reject("image missing", f"there is no file {shortened(name)}")
     if error.errno in CANNOT_READ:
-        return Reject("picture unreadable", f"{shortened(name)} cannot be read ({error.strerror})")
+        return Reject("image unreadable", f"{shortened(name)} cannot be read ({error.strerror})")
     raise error
 
 
 def shortened(value: object, length: int = 200) -> str:
-    """What an error or a reject shows of a value that may be of any size."""
+    """Return the text of a value for a message, shortened to `length` characters."""
     text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= length else f"{text[:length]}... ({len(text):,} characters)"
+    if len(text) > length:
+        return f"{text[:length]}... ({len(text):,} characters)"
+    return text
 
 
 def reject_table(
     inputs: int, samples: int, rejects: Mapping[str, int], changed: Mapping[str, int] | None = None
 ) -> str:
-    """The account of a build as a table: inputs, samples, how many were left out for which reason, what was changed."""
+    """Return the account of a build as a table: the numbers of inputs and samples, of inputs that
+    were left out by reason, and of changed samples by kind of change.
+    """
     changed = changed or {}
     width = max(len(name) for name in ("inputs", "samples", *rejects, *changed))
     lines = [_row("inputs", inputs, inputs, width), _row("samples", samples, inputs, width)]
@@ -56,4 +70,6 @@ def _row(name: str, count: int, inputs: int, width: int) -> str:
 
 
 def _share(count: int, inputs: int) -> str:
-    return f"{100 * count / inputs:6.2f} %" if inputs else ""
+    if not inputs:
+        return ""
+    return f"{100 * count / inputs:6.2f} %"

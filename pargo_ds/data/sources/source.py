@@ -1,4 +1,6 @@
-"""What every source is: chunks of inputs, and one outcome (a sample or a reject) for each input, in order."""
+"""The base of all sources: a source gives chunks of inputs, and each input gives one outcome in
+order, a sample or a reject.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +8,28 @@ import abc
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.data.schema import Sample
-from pargo_ds.data.sources.rejects import Reject, SourceError, shortened
+from pargo_ds.data.shards.schema import Sample
+from pargo_ds.data.sources.rejects import Reject, shortened
+from pargo_ds.errors import SourceError
 
 CHUNK_INPUTS = 2000
 CHUNK_BYTES = 1 << 26
-"""A chunk of lines or rows ends at so many inputs or bytes, whichever comes first."""
+"""A chunk of lines or rows ends when it has this number of inputs or of bytes."""
 
 Where = dict[str, Any]
-"""Where an input stands: file, and line, entry, row or member."""
+"""The place of an input: its file, and its line, entry, row or member."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Inputs that one process turns into samples. `payload` goes to it; `weight` (bytes) is for the progress bar."""
+    """Inputs that one process turns into samples. `payload` is sent to the process; `weight`, in
+    bytes, is for the progress bar.
+    """
 
     payload: Any
     weight: int
@@ -32,7 +37,7 @@ class Chunk:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one input: `sample`, or None with the kind of reject and its reason."""
+    """The outcome of one input: `sample`, or None with the kind and the reason of a reject."""
 
     where: Where
     id: str
@@ -43,12 +48,14 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Base of the sources: their options, which are part of a build's identity, and the four functions below."""
+    """Base of the sources. A source has options, which identify a build, and the four abstract
+    methods below.
+    """
 
     files: tuple[str, ...]
     chunk_inputs: int = CHUNK_INPUTS
     threads = 1
-    """Inputs of a chunk that are waited for together (downloads)."""
+    """Number of inputs of a chunk that are handled at the same time, while they are downloaded."""
 
     def __post_init__(self) -> None:
         if self.chunk_inputs < 1:
@@ -60,28 +67,35 @@ class Source(abc.ABC):
                 raise SourceError(f"{name} is not a file; give the files to read")
 
     def weight(self) -> int:
-        """Sum of the weights of all chunks, more or less: bytes of the files."""
+        """Return approximately the sum of the weights of all chunks: the bytes of the files."""
         return sum(Path(name).stat().st_size for name in self.files)
 
     @abc.abstractmethod
-    def chunks(self) -> Iterator[Chunk]:
-        """All inputs in order, always cut in the same way. Raises SourceError for a file that cannot be read."""
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Yield all inputs in order. They are cut into the same chunks each time.
+
+        Raises SourceError for a file that cannot be read.
+        """
 
     @abc.abstractmethod
     def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
-        """The inputs of a chunk, each with its place; a Reject stands for one that cannot even be taken apart."""
+        """Yield the inputs of a chunk, each with its place. A Reject stands for an input that
+        cannot be parsed.
+        """
 
     @abc.abstractmethod
     def identify(self, where: Where, entry: Any) -> str:
-        """The id of an input. Raises Reject."""
+        """Return the id of an input. Raises Reject."""
 
     @abc.abstractmethod
     def sample(self, entry: Any, sample_id: str) -> Sample:
-        """An input as a sample with its pictures as they are stored, not yet checked. Raises Reject."""
+        """Convert an input to a sample that is not yet checked. Raises Reject."""
 
 
 def outcomes(source: Source, payload: Any, finish: Callable[[Sample], Sample]) -> Iterator[Outcome]:
-    """One outcome for each input of a chunk, in order; `finish` checks a sample and prepares its pictures."""
+    """Yield one outcome for each input of a chunk, in order. `finish` checks a sample and prepares
+    its images.
+    """
 
     def outcome(place: tuple[Where, Any]) -> Outcome:
         return _outcome(source, *place, finish)
@@ -99,7 +113,9 @@ def outcomes(source: Source, payload: Any, finish: Callable[[Sample], Sample]) -
             yield waiting.popleft().result()
 
 
-def _outcome(source: Source, where: Where, entry: Any, finish: Callable[[Sample], Sample]) -> Outcome:
+def _outcome(
+    source: Source, where: Where, entry: Any, finish: Callable[[Sample], Sample]
+) -> Outcome:
     sample_id = ""
     try:
         if isinstance(entry, Reject):
@@ -119,21 +135,28 @@ def _outcome(source: Source, where: Where, entry: Any, finish: Callable[[Sample]
 
 
 def text_id(value: Any, fallback: str) -> str:
-    """The id that a record gives (text or a number), else `fallback`; 17.0, which pandas makes of 17, is 17.
+    """Return the id that a record gives (a text or a number), or `fallback` if it gives none. The
+    number 17.0, which pandas makes of 17, is the id 17.
 
-    Raises Reject for any other kind.
+    Raises Reject for a value of another type.
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return fallback
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise Reject("bad id", f"the id is {shortened(value)}; expected text or a number")
-    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value)
     if len(text) > 1000:
         raise Reject("bad id", f"the id has {len(text):,} characters; expected at most 1000")
     return text
 
 
 def file_stem(path: str) -> str:
-    """The name of a file without its endings, that of compression included; ids of inputs without one begin with it."""
+    """Return the name of a file without its endings, also without .gz. Ids of inputs that have no
+    id begin with it.
+    """
     name = Path(path).name
-    return Path(name[:-3] if name.lower().endswith(".gz") else name).stem
+    if name.lower().endswith(".gz"):
+        name = name[: -len(".gz")]
+    return Path(name).stem

@@ -1,38 +1,45 @@
-"""Tables: CSV and TSV, Parquet, Arrow; columns are named by options."""
+"""Tables in CSV, TSV, Parquet and Arrow files. Options say which columns are read."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from pargo_ds.data.schema import Sample
+from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import arrow, parquet
 from pargo_ds.data.sources.cells import conversation_in, is_missing, texts_of
 from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.conversations import Dialogue, turns_of
 from pargo_ds.data.sources.delimited import DelimitedRows
 from pargo_ds.data.sources.fetch import FetchLimits, fetch
+from pargo_ds.data.sources.images import check_count, check_size, image_bytes, read_item
 from pargo_ds.data.sources.json_files import plain_suffix
-from pargo_ds.data.sources.keys import MEDIA_FILE
-from pargo_ds.data.sources.pictures import check_count, check_size, picture_bytes, read_item
-from pargo_ds.data.sources.rejects import Reject, SourceError
+from pargo_ds.data.sources.keys import MEDIA_FILE, as_list
+from pargo_ds.data.sources.rejects import Reject
 from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Source, Where, file_stem, text_id
+from pargo_ds.errors import SourceError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 QUOTED = (".csv",)
-"""Files whose cells may stand in quotes by themselves; others only when it is asked for."""
+"""Files whose cells may be in quotes; in other files quotes are read only with `tsv_quotes`."""
 PARQUET = (".parquet", ".pq")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table(Source):
-    """Rows with a picture (a path below `pictures`, its bytes or its URL), captions or conversations, and an id.
+    """Rows with an image, captions or a conversation, and an id.
 
-    `columns` names the columns of CSV files without a header line; `tsv_quotes` reads quotes in TSV files as in CSV.
-    Bytes in a CSV are base64. URLs need `download`. captions "first": of several captions in a cell the first one, the
-    others kept in meta["other_captions"]; "all": one sample a caption (ids ID, ID-2, ID-3, ...).
+    Attributes:
+        images_are: what the column of images holds: paths below `image_folder`, bytes (base64 in a
+            CSV), or URLs, which require `download`.
+        columns: names of the columns, for CSV and TSV files without a header line.
+        captions: what is done with several captions in a cell. "first": the first one is used, and
+            the others are kept in meta["other_captions"]; "all": each caption gives one sample (ids
+            ID, ID-2, ID-3, ...).
+        tsv_quotes: read quotes in TSV files as in CSV files.
     """
 
     image_column: str | None
@@ -44,7 +51,7 @@ class Table(Source):
     columns: tuple[str, ...] = ()
     captions: Literal["first", "all"] = "first"
     tsv_quotes: bool = False
-    pictures: str | None = None
+    image_folder: str | None = None
     follow_links: bool = False
     download: FetchLimits | None = None
 
@@ -53,34 +60,53 @@ class Table(Source):
         for name in self.files:
             if plain_suffix(name) not in (*DELIMITERS, *PARQUET, *arrow.ARROW):
                 known = ", ".join((*DELIMITERS, *PARQUET, *arrow.ARROW))
-                raise SourceError(f"{name}: unknown kind of table; expected {known} (CSV and TSV also as .gz)")
+                raise SourceError(
+                    f"{name}: unknown kind of table; expected {known} (CSV and TSV also as .gz)"
+                )
         if not (self.caption_column or self.detailed_column or self.conversations_column):
-            raise ValueError("name a column of texts: --caption-column, --detailed-column or --conversations-column")
-        if self.captions == "all" and (self.detailed_column or self.conversations_column or not self.caption_column):
-            raise ValueError("--captions all makes a sample of each caption; it goes with --caption-column alone")
+            raise ValueError(
+                "name a column of texts: --caption-column, --detailed-column or --conversations-column"
+            )
+        if self.captions == "all" and (
+            self.detailed_column or self.conversations_column or not self.caption_column
+        ):
+            raise ValueError(
+                "--captions all makes a sample of each caption; it goes with --caption-column alone"
+            )
         if self.images_are == "url" and self.image_column and self.download is None:
-            raise ValueError("pictures by URL are downloaded only when --fetch is given")
-        if self.images_are == "path" and self.image_column and self.pictures is None:
-            raise ValueError("pictures by path need the folder that the paths begin in: --pictures FOLDER")
-        if self.pictures is not None and not Path(self.pictures).is_dir():
-            raise SourceError(f"--pictures {self.pictures} is not a folder")
+            raise ValueError("images by URL are downloaded only when --fetch is given")
+        if self.images_are == "path" and self.image_column and self.image_folder is None:
+            raise ValueError(
+                "images by path need the folder that the paths begin in: --image-folder FOLDER"
+            )
+        if self.image_folder is not None and not Path(self.image_folder).is_dir():
+            raise SourceError(f"--image-folder {self.image_folder} is not a folder")
 
     @property
-    def threads(self) -> int:  # type: ignore[override]
-        return self.download.threads if self.download is not None and self.images_are == "url" else 1
+    def threads(self) -> int:  # type: ignore[override]  # a number in the base
+        """Threads that convert samples at a time: several only where images are downloaded."""
+        if self.download is None or self.images_are != "url":
+            return 1
+        return self.download.threads
 
     @property
     def wanted(self) -> list[str]:
-        """Names of the columns that are read."""
-        own = (self.image_column, self.caption_column, self.detailed_column, self.conversations_column, self.id_column)
+        """Names of the columns that are read, each once."""
+        own = (
+            self.image_column,
+            self.caption_column,
+            self.detailed_column,
+            self.conversations_column,
+            self.id_column,
+        )
         return list(dict.fromkeys(name for name in own if name))
 
     def weight(self) -> int:
-        return sum(
-            parquet.weight(name) if name.lower().endswith(PARQUET) else Path(name).stat().st_size for name in self.files
-        )
+        """Return the bytes of the rows in all files."""
+        return sum(map(_bytes, self.files))
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Generator[Chunk, None, None]:
+        """Cut each file into chunks of rows, in the way of its kind."""
         for path in self.files:
             kind = plain_suffix(path)
             if kind in PARQUET:
@@ -91,6 +117,7 @@ class Table(Source):
                 yield from self._csv_chunks(path, kind)
 
     def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+        """Yield the rows of a chunk; with `captions` "all", one input for each caption of a row."""
         for where, entry in self._rows(payload):
             if self.captions == "first" or isinstance(entry, Reject):
                 yield where, entry
@@ -109,10 +136,15 @@ class Table(Source):
                 yield {"file": path, "row": number, "line": line}, _named(names, cells)
 
     def _csv_chunks(self, path: str, kind: str) -> Iterator[Chunk]:
-        """Rows are cut by the parent process, since a line break may stand inside quotes."""
+        """Cut the rows into chunks. This is done in the parent process, because a line break may be
+        inside quotes.
+        """
         names = list(self.columns)
         rows_of_file = DelimitedRows(
-            path, DELIMITERS[kind], kind in QUOTED or self.tsv_quotes, lambda cells: self._looks_like_row(names, cells)
+            path,
+            DELIMITERS[kind],
+            kind in QUOTED or self.tsv_quotes,
+            lambda cells: self._looks_like_row(names, cells),
         )
         reader = iter(rows_of_file)
         if not names:
@@ -132,43 +164,61 @@ class Table(Source):
             yield Chunk(("csv", path, names, rows), rows_of_file.tell() - start)
 
     def _looks_like_row(self, names: list[str], cells: list[str]) -> bool:
-        """Whether the cells of a line have a picture's path or address where the table has its pictures."""
+        """Whether the cell of the image column holds a path or an address of an image."""
         if self.image_column not in names or self.images_are == "bytes" or len(cells) != len(names):
             return False
         cell = cells[names.index(self.image_column)].strip()
         return cell.startswith(("http://", "https://")) or MEDIA_FILE.search(cell) is not None
 
     def identify(self, where: Where, entry: Any) -> str:
-        value = entry.get(self.id_column) if self.id_column else None
-        own = text_id(None if is_missing(value) else value, f"{file_stem(where['file'])}-{where['row']:08d}")
-        return own if where.get("caption", 1) == 1 else f"{own}-{where['caption']}"
+        """Return the row's own id, or the file's name and the row's number. Raises Reject."""
+        value = self._cell(entry, self.id_column)
+        own = text_id(value, f"{file_stem(where['file'])}-{where['row']:08d}")
+        if where.get("caption", 1) == 1:
+            return own
+        return f"{own}-{where['caption']}"
+
+    def _cell(self, entry: Any, column: str | None) -> Any:
+        """The value of a row in a column; None where it is missing or there is no such column."""
+        if not column or is_missing(entry.get(column)):
+            return None
+        return entry[column]
 
     def sample(self, entry: Any, sample_id: str) -> Sample:
+        """Read the captions, the conversation and the images of a row. Raises Reject."""
         captions: dict[str, Any] = {}
         meta: dict[str, Any] = {}
-        for kind, column in (("coarse", self.caption_column), ("detailed", self.detailed_column)):
-            texts = texts_of(entry.get(column)) if column else []
+        for kind, column, others in (
+            ("coarse", self.caption_column, "other_captions"),
+            ("detailed", self.detailed_column, "other_detailed_captions"),
+        ):
+            texts = texts_of(self._cell(entry, column))
             if texts:
                 captions[kind] = texts[0]
             if len(texts) > 1:
-                meta["other_captions" if kind == "coarse" else "other_detailed_captions"] = texts[1:]
-        given = entry.get(self.conversations_column) if self.conversations_column else None
-        if not captions and is_missing(given):
+                meta[others] = texts[1:]
+        given = self._cell(entry, self.conversations_column)
+        if not captions and given is None:
             raise Reject("text empty", "neither caption nor conversation has a text")
-        named = self._images(entry.get(self.image_column)) if self.image_column else []
-        dialogue = Dialogue([], named) if is_missing(given) else turns_of(conversation_in(given), named)
+        dialogue = Dialogue([], self._images(self._cell(entry, self.image_column)))
+        if given is not None:
+            dialogue = turns_of(conversation_in(given), dialogue.images)
         if not dialogue.turns and not dialogue.images:
-            raise Reject("picture missing", f"the column {self.image_column} is empty")
+            raise Reject("image missing", f"the column {self.image_column} is empty")
         images = [self._image(item) for item in dialogue.images]
         return Sample(
-            id=sample_id, images=images, turns=dialogue.turns, captions=captions, meta={**meta, **dialogue.meta}
+            id=sample_id,
+            images=images,
+            turns=dialogue.turns,
+            captions=captions,
+            meta={**meta, **dialogue.meta},
         )
 
     def _images(self, value: Any) -> list[Any]:
-        """The pictures of a cell as they are named there."""
-        if is_missing(value):
+        """Return the images of a cell, as the cell names them."""
+        if value is None:
             return []
-        values = value if isinstance(value, list) else [value]
+        values = as_list(value)
         check_count(len(values))
         return values
 
@@ -176,12 +226,21 @@ class Table(Source):
         if self.images_are == "url":
             assert self.download is not None
             return fetch(value, self.download)
-        by_path = isinstance(value, dict) and value.get("bytes") is None and self.pictures is not None
+        by_path = (
+            isinstance(value, dict) and value.get("bytes") is None and self.image_folder is not None
+        )
         if self.images_are == "path" or by_path:
-            return read_item(value, self.pictures, self.follow_links)
-        data = picture_bytes(value)
-        check_size("the picture", len(data))
+            return read_item(value, self.image_folder, self.follow_links)
+        data = image_bytes(value)
+        check_size("the image", len(data))
         return data
+
+
+def _bytes(name: str) -> int:
+    """Return the bytes of a table's rows, which Parquet files store compressed."""
+    if name.lower().endswith(PARQUET):
+        return parquet.weight(name)
+    return Path(name).stat().st_size
 
 
 def _named(names: list[str], cells: Any) -> Any:
@@ -189,6 +248,6 @@ def _named(names: list[str], cells: Any) -> Any:
         return cells
     if len(cells) != len(names):
         return Reject("does not fit", f"the row has {len(cells)} cells; expected {len(names)}")
-    if any("\udc80" <= letter <= "\udcff" for cell in cells for letter in cell):
+    if any("\udc80" <= letter <= "\udcff" for letter in chain.from_iterable(cells)):
         return Reject("not UTF-8", "the row is not UTF-8 text")
     return dict(zip(names, cells, strict=True))

@@ -1,0 +1,1 @@
+"""Images -> captions of the whole and its parts -> filtered samples (ParGoCap)."""

@@ -1,0 +1,1 @@
+"""Second stage: selected images -> captions, by requests that are paid once."""

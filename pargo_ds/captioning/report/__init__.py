@@ -1,0 +1,1 @@
+"""Fifth stage: what became of the images and the money, for people."""

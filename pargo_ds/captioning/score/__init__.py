@@ -1,0 +1,1 @@
+"""Third stage: captions, and copies with planted faults -> scores by unlike scorers."""

@@ -1,0 +1,1 @@
+"""First stage: sources and shards -> candidates -> what is captioned."""

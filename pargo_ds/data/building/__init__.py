@@ -1,0 +1,1 @@
+"""Build MDS shards from the samples of a source, in parallel and resumable."""

@@ -1,0 +1,1 @@
+"""Which samples make a step: pure functions of seed, epoch, data and budgets."""

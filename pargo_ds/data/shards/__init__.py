@@ -1,0 +1,1 @@
+"""Samples in MDS shards: schema, writing, folders and object stores, reading."""

@@ -1,0 +1,1 @@
+"""Show what a data set holds and what a model sees of it."""

@@ -1,0 +1,1 @@
+"""Composed scenes whose truth is known."""
