@@ -29,6 +29,7 @@ BASE = {
     "errors",
     "files",
     "resident",
+    "slow_bf16",
 }
 CORE = BASE | {"data", "model"}
 MIDDLE = CORE | {"assembly", "checkpoint"}

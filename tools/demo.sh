@@ -17,6 +17,11 @@ fi
 processes=${PROCESSES:-}
 processes=${processes:-$((gpus > 0 ? gpus : 2))}
 settings=(--set "seed=${SEED:-0}")
+slow=$([ "$gpus" -gt 0 ] || "$python" -c 'from pargo_ds.slow_bf16 import slow_bf16; print(slow_bf16("cpu") or "")')
+if [ -n "$slow" ]; then
+    echo "$slow: the demo computes in float32"
+    settings+=(--set train.precision=fp32)
+fi
 # The demo's step is two packs; other numbers of processes take one each.
 [ $((2 % processes)) -eq 0 ] || settings+=(--set "batch.packs_per_step=$processes")
 

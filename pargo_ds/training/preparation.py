@@ -19,6 +19,7 @@ from pargo_ds.checkpoint.store import RunMetadata, Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
+from pargo_ds.slow_bf16 import slow_bf16
 from pargo_ds.training import recompute, run_folder
 
 log = logging.getLogger("pargo_ds")
@@ -62,6 +63,8 @@ def freeze(
         store.check_resumable(manifest, folder, fingerprint=fingerprint)
     ranks = distributed.world_size()
     log.info("run %s: %d ranks on %s\n%s", run.name, ranks, device.type, format_table(table))
+    if run.train.precision == "bf16" and (slow := slow_bf16(device)):
+        log.warning("%s: train.precision=fp32 is the faster one here", slow)
     return fingerprint
 
 

@@ -194,6 +194,11 @@ class Cluster:
             process.kill()
             process.wait(20)
 
+    def clear(self) -> None:
+        """Cancel what runs or waits, and wait until both nodes are idle."""
+        self.command("scancel", "--user=root")
+        self.wait_idle()
+
     def wait_idle(self) -> None:
         """Until both nodes can take a job."""
         wait_for(
@@ -455,27 +460,37 @@ def cluster(request) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def project(cluster, tmp_path_factory, tiny_run) -> Project:
-    """The folder from which the templates are submitted."""
-    return Project(tmp_path_factory.mktemp("project") / "pargo", cluster, tiny_run)
+def new_project(cluster, tmp_path_factory, tiny_run) -> Callable[[], Project]:
+    return lambda: Project(tmp_path_factory.mktemp("project") / "pargo", cluster, tiny_run)
+
+
+@pytest.fixture
+def project(new_project) -> Project:
+    """The folder from which the templates are submitted: every test has its own."""
+    return new_project()
 
 
 @pytest.fixture(scope="session")
-def whole(project) -> list[float]:
-    """Losses of an uninterrupted run on two nodes."""
+def whole_project(new_project) -> Project:
+    """A project whose run "whole" came to its end on two nodes without an interruption."""
+    project = new_project()
+    project.cluster.clear()
     job = project.submit("pretrain.sh", project.run_file("whole"))
     assert project.wait_end(job, "whole") == "COMPLETED", project.explain(job, "whole")
     assert project.state("whole")["state"] == "done"
     assert project.cluster.field(job, "Restarts") == "0"
     assert "2 x 1 ranks on node1 node2" in project.log(job)
-    return project.losses("whole")
+    return project
+
+
+@pytest.fixture(scope="session")
+def whole(whole_project) -> list[float]:
+    """Losses of an uninterrupted run on two nodes."""
+    return whole_project.losses("whole")
 
 
 @pytest.fixture(autouse=True)
-def site(request) -> None:
-    """Every test begins with the default site.env and both nodes idle."""
+def idle_nodes(request) -> None:
+    """Every test begins with both nodes idle."""
     if "project" in request.fixturenames:
-        project = request.getfixturevalue("project")
-        project.site()
-        project.cluster.command("scancel", "--user=root")
-        project.cluster.wait_idle()
+        request.getfixturevalue("cluster").clear()

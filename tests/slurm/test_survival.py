@@ -77,11 +77,11 @@ def test_a_preempted_run_makes_room_and_goes_on(project, whole):
     assert project.losses("preempted") == whole
 
 
-def test_a_run_whose_time_is_up_goes_on_in_the_next_segment(project, whole):
+def test_a_run_whose_time_is_up_goes_on_in_the_next_segment(project, whole_project):
     # Slurm counts whole minutes, and its signal may come one early: half a minute or so is left for
     # training.
     project.site(TIME="2", SIGNAL_LEAD="70")
-    seconds = [line["step_s"] for line in metrics(project.run_dir("whole"))]
+    seconds = [line["step_s"] for line in metrics(whole_project.run_dir("whole"))]
     steps = max(STEPS, round(90 / statistics.median(seconds)))
     job = project.submit("pretrain.sh", project.run_file("timed", train={"steps": steps}))
     project.wait_requeued(job, "timed")
