@@ -44,7 +44,8 @@ ALLOWED = {
     **dict.fromkeys(("training", "evaluation", "convert"), MIDDLE),
     **dict.fromkeys(("inspection", "learning", "speed"), UPPER),
     "demo": UPPER | {"inspection"},  # its report shows the masks
-    "study": UPPER | {"learning", "speed"},  # trains as trials do, times projectors
+    # It trains as trials do, times projectors, and draws what they attend to.
+    "study": UPPER | {"learning", "speed", "inspection"},
     "captioning": UPPER | {"inspection"},  # its report shows tables and bars
     "serving": UPPER,
     "planning": UPPER | {"speed"},  # host time is measured there

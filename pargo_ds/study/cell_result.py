@@ -15,6 +15,7 @@ import torch
 from pargo_ds.evaluation.benchmarks import benchmark_named
 from pargo_ds.evaluation.score import score
 from pargo_ds.evaluation.store import Store
+from pargo_ds.study.attention import SCENES, attention_in_scenes
 from pargo_ds.study.cells import Cell
 from pargo_ds.study.costs import projector_ms, projector_size
 from pargo_ds.study.results import AskedQuestion
@@ -22,7 +23,6 @@ from pargo_ds.study.study_file import Size
 
 PACKAGES = ("torch", "transformers", "deepspeed", "timm", "peft")
 CURVE_KEYS = ("step", "loss", "validation_loss", "gap")
-SCENES = "scenes"
 
 
 def result_of(cell: Cell, size: Size, asked: Path, seconds: float | None) -> dict[str, Any]:
@@ -37,6 +37,9 @@ def result_of(cell: Cell, size: Size, asked: Path, seconds: float | None) -> dic
     if torch.cuda.is_available():
         device, device_name = torch.device("cuda"), torch.cuda.get_device_name()
     run = cell.stages[0].run
+    attention = None
+    if SCENES in size.evaluation:
+        attention = attention_in_scenes(cell.stages[-1].export, Path(size.evaluation[SCENES]))
     return {
         "variant": cell.variant,
         "seed": cell.seed,
@@ -46,6 +49,7 @@ def result_of(cell: Cell, size: Size, asked: Path, seconds: float | None) -> dic
         "projector": {**asdict(projector_size(run)), "ms": projector_ms(run, device)},
         "images": sum(curve[-1].get("images") or 0 for curve in curves.values() if curve),
         "curves": curves,
+        "attention": attention,
         "seconds": {
             "cell": seconds,
             "step": {name: seconds_per_step(curve) for name, curve in curves.items()},

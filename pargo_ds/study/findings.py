@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pargo_ds.study.cell_result import SCENES, questions_of, read_result
+from pargo_ds.study.attention import SCENES
+from pargo_ds.study.cell_result import questions_of, read_result
 from pargo_ds.study.cells import Cell, alike
 from pargo_ds.study.comparisons import Difference, Figure, accuracy_figures, differences
 from pargo_ds.study.costs import ProjectorSize
@@ -49,6 +50,16 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """What the tokens of one variant's projector attend to, in its first seed."""
+
+    images: Sequence[bytes]
+    weights: np.ndarray
+    """`(images, tokens, patches)`."""
+    num_partial: int
+
+
+@dataclass(frozen=True)
 class Findings:
     """All that the report shows."""
 
@@ -68,6 +79,8 @@ class Findings:
     """Variant -> benchmark -> {"unit", "headline", "figures": {name: mean over seeds}}."""
     wins: Sequence[Example]
     losses: Sequence[Example]
+    attention: Mapping[str, Attention]
+    """Of the variants whose tokens attend to patches."""
     machines: Sequence[str]
 
 
@@ -92,7 +105,7 @@ def find(study: Study, cells: Sequence[Cell], size: Size) -> Findings:
         accuracy_figures(results),
         differences(results, size.reference, size.claims),
         blind_accuracy(results, size), costs, curves_of(kept), scores_of(kept), wins, losses,
-        sorted(machines),
+        attention_of(kept, size), sorted(machines),
     )  # fmt: skip
 
 
@@ -217,6 +230,21 @@ def examples(
         )
 
     return [shown(number) for number in wins], [shown(number) for number in losses]
+
+
+def attention_of(
+    kept: Mapping[str, Sequence[Mapping[str, Any]]], size: Size
+) -> dict[str, Attention]:
+    """Return what the tokens of each variant's first seed attend to, where that is known."""
+    known = {name: own[0]["attention"] for name, own in kept.items() if own[0].get("attention")}
+    scenes = set(chain.from_iterable(one["scenes"] for one in known.values()))
+    images = scene_images(size, scenes)
+    found = {}
+    for name, one in known.items():
+        if scenes <= set(images):
+            shown = [images[scene] for scene in one["scenes"]]
+            found[name] = Attention(shown, np.array(one["weights"]), one["num_partial"])
+    return found
 
 
 def _of_different_scenes(order: Sequence[int], results: Results) -> list[int]:

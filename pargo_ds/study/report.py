@@ -18,10 +18,11 @@ from PIL import Image
 from pargo_ds.evaluation.figures import to_png
 from pargo_ds.files.figures_json import figures_json
 from pargo_ds.files.whole_file import write_whole
+from pargo_ds.inspection.attention_maps import attention_figure
 from pargo_ds.study import figures
 from pargo_ds.study.comparisons import BETTER, NOT_SIGNIFICANT, WORSE, Difference
 from pargo_ds.study.comparisons import Figure as Number
-from pargo_ds.study.findings import Cost, Example, Findings
+from pargo_ds.study.findings import Attention, Cost, Example, Findings
 from pargo_ds.study.results import ALL
 
 T = TypeVar("T", bound=Number)
@@ -141,6 +142,8 @@ def render_html(findings: Findings) -> str:
         curves=_image(to_png(figures.curve_figure(findings.curves)), "learning curves"),
         wins="".join(map(_card, findings.wins)) or "<p>none</p>",
         losses="".join(map(_card, findings.losses)) or "<p>none</p>",
+        attention="".join(_attention(name, one) for name, one in findings.attention.items())
+        or "<p>No variant's tokens attend to patches.</p>",
         run="".join(f"<p>{html.escape(words)}</p>" for words in findings.machines),
     )
 
@@ -228,6 +231,12 @@ def _card(example: Example) -> str:
         said = html.escape(answer) or "(nothing)"
         card += f"<p>{html.escape(name)}: <span class={kind}>{said}</span> ({right:.0%})</p>"
     return card + "</div>"
+
+
+def _attention(name: str, one: Attention) -> str:
+    images = [Image.open(io.BytesIO(file)).convert("RGB") for file in one.images]
+    figure = attention_figure(images, one.weights, one.num_partial, name)
+    return _image(to_png(figure), f"attention of {name}")
 
 
 def _png(file: bytes) -> bytes:
