@@ -109,6 +109,11 @@ def _add_captions(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="folder to make, or s3://bucket/folder")
     parser.add_argument("captions_run", metavar="RUN", help="folder of tools/caption.py")
     parser.add_argument(
+        "--dropped",
+        action="store_true",
+        help="what the run dropped instead: training on both tells what the filter is worth",
+    )
+    parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="(default: cores)"
     )
     parser.add_argument(
@@ -132,7 +137,7 @@ def _captions(options: argparse.Namespace) -> Source:
     # Imported here, because it takes seconds and --help should not.
     from pargo_ds.captioning.source import Captions
 
-    return Captions.of(options.captions_run)
+    return Captions.of(options.captions_run, options.dropped)
 
 
 def _add_scenes(commands: Any) -> None:

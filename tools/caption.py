@@ -118,7 +118,7 @@ def run_caption(options: argparse.Namespace) -> int:
     run = RunFolder(Path(options.out))
     needed(run.selected, "select")
     if options.captioner == "truth":
-        _print_outcomes(write_truth(run))
+        _print_outcomes(write_truth(run, options.wrong))
         return 0
     online = _online(options)
     with Ledger(options.ledger or run.ledger) as ledger:

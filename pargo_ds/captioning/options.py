@@ -76,6 +76,10 @@ def _add_captioner(parser: Any) -> None:
     group.add_argument("--captioner", choices=("endpoint", "truth"), default="endpoint",
                        help="truth: composed scenes say what is in them; costs nothing")  # fmt: skip
     group.add_argument(
+        "--wrong", type=float, default=0.0, metavar="SHARE",
+        help="of truth's captions are of another scene, which shows what a filter is worth (default 0)",
+    )  # fmt: skip
+    group.add_argument(
         "--endpoint", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1"
     )
     group.add_argument("--model", metavar="NAME")

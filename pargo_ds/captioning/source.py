@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from pargo_ds.captioning.run_files import RunFolder, needed, read_lines
+from pargo_ds.captioning.run_files import Row, RunFolder, needed, read_lines
 from pargo_ds.captioning.select.select import read_images
 from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import Chunk, Reject, Source
@@ -25,12 +25,17 @@ from pargo_ds.errors import CaptionError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captions(Source):
-    """A captioning run; `files` are those that it is made of."""
+    """A captioning run; `files` are those that it is made of.
+
+    With `dropped` it gives what was dropped instead of what was kept, where there is a caption: who
+    trains on both learns what the filter is worth.
+    """
 
     run: str = ""
+    dropped: bool = False
 
     @classmethod
-    def of(cls, folder: str) -> Captions:
+    def of(cls, folder: str, dropped: bool = False) -> Captions:
         """Return the source of a run's folder. Raises CaptionError when it has not decided yet."""
         run = RunFolder(Path(folder))
         files = [
@@ -38,7 +43,7 @@ class Captions(Source):
             needed(run.decisions, "decide"),
             needed(run.candidates / "index.json", "select"),
         ]
-        return cls(files=tuple(map(str, files)), run=folder)
+        return cls(files=tuple(map(str, files)), run=folder, dropped=dropped)
 
     def chunks(self) -> Generator[Chunk, None, None]:
         """Cut the rows into chunks. Raises CaptionError when decisions and selection differ."""
@@ -59,16 +64,21 @@ class Captions(Source):
             ) from error
 
     def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
-        """Yield each decision with its image, which is None for a caption that is not kept."""
+        """Yield each decision with its image, which is None for a caption that is not wanted."""
         folder, first, rows = payload
         run = RunFolder(Path(folder))
-        kept = [selected["position"] for selected, decision in rows if decision["kept"]]
-        images = read_images(run, np.array(kept, np.int64))
+        wanted = [selected["position"] for selected, decision in rows if self._wants(decision)]
+        images = read_images(run, np.array(wanted, np.int64))
         for number, (_, decision) in enumerate(rows, start=first):
             image = None
-            if decision["kept"]:
+            if self._wants(decision):
                 image = next(images)
             yield {"file": run.decisions.name, "row": number}, (decision, image)
+
+    def _wants(self, decision: Row) -> bool:
+        if self.dropped:
+            return not decision["kept"] and bool(decision["detailed"])
+        return decision["kept"]
 
     def identify(self, where: Where, entry: Any) -> str:
         """Return the id of the decision's image."""
@@ -77,6 +87,8 @@ class Captions(Source):
     def sample(self, entry: Any, sample_id: str) -> Sample:
         """Put the caption beside its image. Raises Reject with the reasons against it."""
         decision, image = entry
+        if image is None and decision["kept"]:
+            raise Reject("kept", "the caption was kept; --dropped asks for the others")
         if image is None:
             kind, *_ = decision["reasons"]
             said = "; ".join(f"{name}: {text}" for name, text in decision["reasons"].items())

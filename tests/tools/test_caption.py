@@ -125,6 +125,32 @@ def test_stages_in_a_row_give_shards_a_page_and_a_card(
     )
 
 
+def test_wrong_captions_are_marked_and_what_was_dropped_can_be_built(main, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    shards = str(scenes(tmp_path / "scenes"))
+    select = ["select", "shards", str(run.path), shards, "--shortest-side", "16", "--near", "-1"]
+    assert main([*select, "--workers", "1"]) == 0
+    assert main(["caption", str(run.path), "--captioner", "truth"]) == 0
+    right = [row["global"] for row in read_lines(run.captions)]
+    assert main(["caption", str(run.path), "--captioner", "truth", "--wrong", "0.4"]) == 0
+    rows = list(read_lines(run.captions))
+    wrong = [number for number, row in enumerate(rows) if row["provenance"].get("wrong")]
+    assert 5 <= len(wrong) <= 19  # of 30; four deviations of a draw
+    for number, row in enumerate(rows):
+        assert row["global"] == right[number - (number in wrong)]
+    # Each of the two sets has the captions that the other lacks.
+    assert main(["decide", str(run.path), "--plants", "0", "--most-words", "45"]) == 0
+    ids = []
+    for more in ([], ["--dropped"]):
+        out = tmp_path / f"out{len(more)}"
+        built = ["captions", str(out), str(run.path), "--workers", "1", *more]
+        assert tool("build_shards")(built) == 0
+        ids.append({sample.id for sample in read_samples(out)})
+    assert all(ids)
+    assert not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {row["id"] for row in rows}
+
+
 def test_images_are_selected_from_a_table_of_paths(main, tmp_path: Path) -> None:
     for sample in squares(6):
         (tmp_path / f"{sample.id}.png").write_bytes(sample.images[0])
