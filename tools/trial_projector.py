@@ -18,8 +18,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pargo_ds.files.figures_json import figures_json
+
+if TYPE_CHECKING:
+    from pargo_ds.learning.sweep import Job
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -60,6 +64,7 @@ def sweep_over(options: argparse.Namespace) -> int:
     todo = [job for job in found if not job.out.exists() and job.variant in wanted]
     faults: list[str] = []
     if not options.report:
+        say_slow(todo)
         steps = sum(steps_of(job.run) + 1 for job in todo)
         with tqdm(total=steps, unit="step", desc=f"{len(todo)} of {len(found)} trials") as bar:
             for done, failed in run_sweep(
@@ -71,6 +76,15 @@ def sweep_over(options: argparse.Namespace) -> int:
         print(f"failed: {fault}", file=sys.stderr)
     report(options.out, found, sweep.gaps)
     return len(faults)
+
+
+def say_slow(todo: list[Job]) -> None:
+    """Tell when the trials would take several times as long as they need to on this CPU."""
+    from pargo_ds.slow_bf16 import slow_bf16
+
+    slow = slow_bf16("cpu")
+    if slow and any(job.run.train.precision == "bf16" for job in todo):
+        print(f"{slow}: set train.precision: fp32 under `all`", file=sys.stderr)
 
 
 def report(out: Path, found: list, gaps: list[float]) -> None:
