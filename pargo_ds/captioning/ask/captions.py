@@ -17,7 +17,7 @@ from pargo_ds.captioning.select.image_hash import image_digest
 from pargo_ds.captioning.select.select import read_selected
 from pargo_ds.data.shards.schema import Sample
 
-OK, NO_ANSWER, UNREADABLE = "ok", "no answer", "unreadable"
+OK, NO_ANSWER, UNREADABLE, LENGTH = "ok", "no answer", "unreadable", "length"
 
 
 def jobs_of(run: RunFolder) -> Iterator[Job]:
@@ -39,7 +39,7 @@ def write_truth(run: RunFolder) -> Counter[str]:
         for sample in read_selected(run):
             outcomes[OK] += 1
             caption = truth_caption(sample)
-            yield _row(sample, OK, caption, {"model": NAME})
+            yield row_of(sample, OK, caption, {"model": NAME})
 
     write_lines(run.captions, rows())
     write_object(run.money, {"spent": 0.0, "answers": 0, "maybe_paid": []})
@@ -104,7 +104,7 @@ def _captioned(
         (found for found in reversed(requests) if found[0] in ledger), requests[-1]
     )
     if key not in ledger:
-        return _row(sample, NO_ANSWER, None, {"key": key})
+        return row_of(sample, NO_ANSWER, None, {"key": key})
     answer = ledger.answer(key)
     provenance = {
         "key": key,
@@ -118,21 +118,22 @@ def _captioned(
         **dataclasses.asdict(parameters),
     }
     if answer["outcome"] != OK:
-        return _row(sample, answer["outcome"], None, provenance, [answer["text"][:300]])
+        return row_of(sample, answer["outcome"], None, provenance, [answer["text"][:300]])
     try:
         caption = read_answer(answer["text"], structured=prompt.schema is not None)
     except ValueError as error:
-        return _row(sample, UNREADABLE, None, provenance, [str(error)])
-    return _row(sample, OK, caption, provenance)
+        return row_of(sample, UNREADABLE, None, provenance, [str(error)])
+    return row_of(sample, OK, caption, provenance)
 
 
-def _row(
+def row_of(
     sample: Sample,
     outcome: str,
     caption: Caption | None,
     provenance: dict[str, Any],
     notes: list[str] | None = None,
 ) -> Row:
+    """Return the row of captions.jsonl of a sample; without a caption its texts are empty."""
     facts = sample.meta.get("selected", {})
     caption = caption or Caption("")
     return {

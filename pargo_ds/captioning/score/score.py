@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -165,7 +166,9 @@ class Scoring:
         judge = self.scorer.of_image(row["image"])
         bank = [look for image, look in self._bank() if image != row["image"]]
         found = piece_scores(judge, self._look(row), bank[: self.scorer.decoys], pieces)
-        values: list[list[float | None]] = found.round(5).tolist()
+        values: list[list[float | None]] = [
+            _without_nan(piece) for piece in found.round(5).tolist()
+        ]
         values += [[None] * 4] * (1 + len(row["parts"]) - len(pieces))
         return {**result, "global": values[0], "parts": values[1:]}
 
@@ -186,6 +189,11 @@ class Scoring:
                 self.scorer.look(_opened(next(read_images(self.run, position)).images[0])),
             )
         return self.last[1]
+
+
+def _without_nan(numbers: list[float]) -> list[float | None]:
+    """The numbers of a piece; no numbers where the scorer has nothing to say about it."""
+    return [None if math.isnan(number) else number for number in numbers]
 
 
 def _opened(data: bytes) -> Image.Image:

@@ -52,7 +52,9 @@ class Scorer(abc.ABC):
 
     @abc.abstractmethod
     def raw(self, looks: Sequence[Any], pieces: Sequence[Piece]) -> NDArray[np.float64]:
-        """Return (looks, pieces) how well each text fits each image; larger is better."""
+        """Return (looks, pieces) how well each text fits each image; larger is better. A column of NaN
+        says nothing about its text, and so gives it no score.
+        """
 
     def fit(self, pairs: Iterator[tuple[str, Any, list[Piece]]]) -> None:
         """Learn from the run's own captions, each an image's hash, look and pieces; called where
