@@ -166,9 +166,7 @@ class Scoring:
         judge = self.scorer.of_image(row["image"])
         bank = [look for image, look in self._bank() if image != row["image"]]
         found = piece_scores(judge, self._look(row), bank[: self.scorer.decoys], pieces)
-        values: list[list[float | None]] = [
-            _without_nan(piece) for piece in found.round(5).tolist()
-        ]
+        values = [_without_nan(numbers) for numbers in found.round(5).tolist()]
         values += [[None] * 4] * (1 + len(row["parts"]) - len(pieces))
         return {**result, "global": values[0], "parts": values[1:]}
 
@@ -193,7 +191,9 @@ class Scoring:
 
 def _without_nan(numbers: list[float]) -> list[float | None]:
     """The numbers of a piece; no numbers where the scorer has nothing to say about it."""
-    return [None if math.isnan(number) else number for number in numbers]
+    if math.isnan(numbers[0]):
+        return [None] * len(numbers)
+    return list(numbers)
 
 
 def _opened(data: bytes) -> Image.Image:
