@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from pargo_ds.captioning.run_files import RunFolder, read_lines
 from pargo_ds.captioning.score.score import score
 from pargo_ds.captioning.score.scorers import detector as scoring
 from pargo_ds.captioning.score.scorers.base import Piece
+from pargo_ds.captioning.score.scorers.registry import make_scorer
 from pargo_ds.captioning.text_rules import TextRules, global_problems, part_problems
 from pargo_ds.errors import CaptionError
 
@@ -152,6 +154,12 @@ def test_weights_that_are_missing_or_other_ones_are_told(tmp_path: Path) -> None
     (tmp_path / "mine.onnx").write_bytes(b"mine")
     with pytest.raises(CaptionError, match=r"expected open-nsfw.onnx from tools/fetch"):
         checked(tmp_path / "mine.onnx", "nsfw")
+
+
+def test_without_opencv_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(CaptionError, match=r"pip install -e .\[caption-photos\]"):
+        make_scorer("detector")
 
 
 def test_nsfw_model_gets_the_middle_in_blue_green_red_less_the_means() -> None:
