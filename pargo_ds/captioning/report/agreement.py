@@ -88,7 +88,9 @@ def agreement_of(run: RunFolder, account: dict[str, Any]) -> dict[str, Any]:
     )
     judged, left_out = {}, []
     for name in scorers_of(run):
-        limits = thresholds_of(run, [name], settings)[name]
+        limits = account["thresholds"].get(name)
+        if limits is None:
+            limits = thresholds_of(run, [name], settings)[name]
         try:
             judged[name] = _judged(run, name, limits)
         except CaptionError:

@@ -165,7 +165,10 @@ class Scoring:
             pieces = pieces[:1]
         judge = self.scorer.of_image(row["image"])
         bank = [look for image, look in self._bank() if image != row["image"]]
-        found = piece_scores(judge, self._look(row), bank[: self.scorer.decoys], pieces)
+        bank = bank[: self.scorer.decoys]
+        # Not the same one for all captions: an odd image fits none, and would flatter the scorer.
+        other = int(row["image"][:8], 16) % len(bank)
+        found = piece_scores(judge, self._look(row), bank, pieces, other)
         values = [_without_nan(numbers) for numbers in found.round(5).tolist()]
         values += [[None] * 4] * (1 + len(row["parts"]) - len(pieces))
         return {**result, "global": values[0], "parts": values[1:]}
