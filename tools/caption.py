@@ -16,6 +16,7 @@ from pargo_ds.captioning.ask.online import BUDGET, Online, ask, pilot_sides
 from pargo_ds.captioning.ask.prompt import read_prompt
 from pargo_ds.captioning.ask.request import Parameters
 from pargo_ds.captioning.decide.decide import Settings, decide
+from pargo_ds.captioning.describe.describe import describe, make_captioner, parse_captioner
 from pargo_ds.captioning.options import (
     add_caption,
     add_decide,
@@ -23,6 +24,7 @@ from pargo_ds.captioning.options import (
     add_score,
     add_select,
 )
+from pargo_ds.captioning.photos.nsfw import check_model
 from pargo_ds.captioning.report.report import money_rows, report
 from pargo_ds.captioning.report.tables import decision_tables
 from pargo_ds.captioning.run_files import RunFolder, needed, read_object
@@ -84,6 +86,8 @@ def _add_stage(stages: Any, name: str, about: str, run: Any, *adds: Any) -> None
 
 def run_select(options: argparse.Namespace) -> int:
     """Choose the images."""
+    if options.nsfw is not None:
+        check_model(options.nsfw)
     candidates = Candidates(
         source=options.source_name,
         license=options.license,
@@ -93,6 +97,7 @@ def run_select(options: argparse.Namespace) -> int:
         shortest_side=options.shortest_side,
         aspect=options.aspect,
         english=not options.any_language,
+        nsfw=options.nsfw,
     )
     funnel = select(
         RunFolder(Path(options.out)),
@@ -100,6 +105,7 @@ def run_select(options: argparse.Namespace) -> int:
         candidates,
         number=options.number,
         distance=options.near,
+        nsfw=options.nsfw_from,
         workers=options.workers,
         part=options.part,
     )
@@ -117,8 +123,13 @@ def run_caption(options: argparse.Namespace) -> int:
     """Get the captions; returns 3 when the budget is not enough."""
     run = RunFolder(Path(options.out))
     needed(run.selected, "select")
-    if options.captioner == "truth":
+    name, _ = parse_captioner(options.captioner)
+    if name == "truth":
         _print_outcomes(write_truth(run, options.wrong))
+        return 0
+    if name != "endpoint":
+        captioner = make_captioner(options.captioner, options.max_tokens)
+        _print_outcomes(describe(run, captioner))
         return 0
     online = _online(options)
     with Ledger(options.ledger or run.ledger) as ledger:
@@ -151,7 +162,7 @@ def _online(options: argparse.Namespace) -> Online:
     if missing:
         raise CaptionError(
             f"{', '.join(missing)} must be given: captions are bought. For one's own server the price is 0,0 and the "
-            "budget 0; --captioner truth describes composed scenes for nothing"
+            "budget 0; --captioner truth, detector and pargo:FOLDER cost nothing"
         )
     if (
         not options.budget >= 0
@@ -258,7 +269,8 @@ def run_all(options: argparse.Namespace) -> int:
     stages = [run_caption, run_score, run_decide, run_report]
     if options.part != (0, 1) or options.pilot or _is_offline(options):
         raise CaptionError("all does all: --part, --pilot and batches go with the single stages")
-    if options.captioner == "endpoint":
+    name, _ = parse_captioner(options.captioner)
+    if name == "endpoint":
         _online(options)  # its faults before the work
     for stage in [run_select, *stages]:
         print(f"{stage.__name__.removeprefix('run_')}:", flush=True)

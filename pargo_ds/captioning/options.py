@@ -12,6 +12,7 @@ from pargo_ds.captioning.ask.prompt import DEFAULT
 from pargo_ds.captioning.decide.decide import Settings
 from pargo_ds.captioning.score.scorers import SCORERS
 from pargo_ds.captioning.select.candidates import ShardSource
+from pargo_ds.captioning.select.select import NSFW
 from pargo_ds.captioning.text_rules import TextRules
 from pargo_ds.data.sources.options import add_sources, fraction, part_of_array
 
@@ -56,6 +57,15 @@ def add_choice(parser: Any) -> None:
     group.add_argument(
         "--aspect", type=float, default=3.0, help="longer side over shorter (default 3)"
     )
+    group.add_argument(
+        "--nsfw", metavar="FILE.onnx",
+        help="leave out what open_nsfw scores as not safe for work; from tools/fetch_caption_parts.py "
+        "(default: images are not looked at for it)",
+    )  # fmt: skip
+    group.add_argument(
+        "--nsfw-from", type=fraction, default=NSFW, metavar="SCORE",
+        help=f"that is left out (default {NSFW})",
+    )  # fmt: skip
     group.add_argument("--any-language", action="store_true", help="do not look at the alt text")
     group.add_argument(
         "--near", type=int, default=3, metavar="BITS",
@@ -73,8 +83,12 @@ def add_caption(parser: Any) -> None:
 def _add_captioner(parser: Any) -> None:
     """Who is asked what, and what it may cost."""
     group = parser.add_argument_group("captioner")
-    group.add_argument("--captioner", choices=("endpoint", "truth"), default="endpoint",
-                       help="truth: composed scenes say what is in them; costs nothing")  # fmt: skip
+    group.add_argument(
+        "--captioner", default="endpoint", metavar="NAME",
+        help="endpoint (default). These cost nothing: truth: composed scenes say what is in them; detector "
+        "(or detector:FOLDER): things that a detector sees in photographs, in a template; pargo:FOLDER: a "
+        "ParGo export, global captions only",
+    )  # fmt: skip
     group.add_argument(
         "--wrong", type=float, default=0.0, metavar="SHARE",
         help="of truth's captions are of another scene, which shows what a filter is worth (default 0)",

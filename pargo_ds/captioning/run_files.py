@@ -4,6 +4,7 @@ or absent.
     RUN/candidates/      select: images that may be captioned, as MDS shards; rejects.jsonl beside
         selected.jsonl   select: one line for each chosen image; left_out.jsonl for the other ones
         ledger/          caption: every paid request, before and after (ask/ledger.py)
+        described/       caption: what a captioner of our own made, which costs nothing
         captions.jsonl   caption: one line for each selected image, in that order
         planted.jsonl    score, decide: copies of captions with faults of known kinds; planted.json
         scores/NAME/     score: one folder a scorer
@@ -57,6 +58,11 @@ class RunFolder:
     def ledger(self) -> Path:
         """The requests and answers of the run, where it shares no ledger."""
         return self.path / "ledger"
+
+    @property
+    def described(self) -> Path:
+        """What captioners of our own made of the run's images, as a ledger."""
+        return self.path / "described"
 
     @property
     def captions(self) -> Path:

@@ -81,6 +81,20 @@ def test_a_part_is_compared_beside_the_other_cells() -> None:
     assert wrong[2] < 0
 
 
+def test_what_another_image_gets_is_not_always_of_the_same_one(tmp_path: Path) -> None:
+    """One odd image, such as a plain one, fits no text: compared with it alone all scorers shine."""
+    image = Image.new("RGB", (90, 90), "red")
+    others = [Image.new("RGB", (90, 90), name) for name in ("grey", "blue", "white", "red")]
+    pieces = [Piece("A red square.")]
+    found = [piece_scores(Painter(), image, others, pieces, other)[0, 3] for other in range(4)]
+    assert found == pytest.approx([-1 / 2**0.5] * 3 + [100.0])
+    run = captioned(tmp_path)
+    score(run, [Painter()], plants=0, said=lambda text: None)
+    (path,) = (run.scores / "painter").glob("captions-*.jsonl")
+    got = [row["global"][3] for row in read_lines(path)]
+    assert max(got) > 0 > min(got)
+
+
 def test_cells_cover_the_image_without_overlap() -> None:
     seen = np.zeros((100, 70), int)
     for cell in CELLS:

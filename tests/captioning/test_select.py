@@ -17,7 +17,15 @@ from pargo_ds.captioning.language import language_problem
 from pargo_ds.captioning.run_files import RunFolder, read_lines
 from pargo_ds.captioning.select.candidates import Candidates, ShardSource
 from pargo_ds.captioning.select.image_hash import draw_of, near_pairs, perceptual_hash
-from pargo_ds.captioning.select.select import KEPT, NEAR, SAME, choose, read_selected, select
+from pargo_ds.captioning.select.select import (
+    KEPT,
+    NEAR,
+    SAME,
+    choose,
+    choose_from,
+    read_selected,
+    select,
+)
 from pargo_ds.data.shards.mds import write_shards
 from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import WebDataset
@@ -71,6 +79,31 @@ def test_every_input_is_selected_or_named_with_its_reason(tmp_path: Path) -> Non
     funnel = json.loads(run.selection.read_text())["funnel"]
     assert funnel["inputs"] == 12
     assert funnel["selected"] == 5
+
+
+def test_images_from_a_score_on_are_left_out_and_named(tmp_path: Path, monkeypatch) -> None:
+    """The score here is the share of red; the model itself is tried in test_photos.py."""
+
+    def redness(image: Image.Image, path: str) -> float:
+        assert path == "model.onnx"
+        pixels = np.asarray(image.convert("RGB"))
+        return float((pixels == (255, 0, 0)).all(axis=-1).mean())
+
+    monkeypatch.setattr("pargo_ds.captioning.select.candidates.nsfw_score", redness)
+    samples = squares(12)
+    samples.append(Sample(id="copy", images=samples[0].images))
+    with_score = chosen(tmp_path, samples, more={"nsfw": "model.onnx"}, distance=-1, nsfw=0.05)
+    run = RunFolder(tmp_path / "run")
+    left = {row["id"]: row for row in read_lines(run.left_out)}
+    assert {name: row["kind"] for name, row in left.items()} == {
+        "s000": "not safe for work", "s006": "not safe for work", "copy": "same image",
+    }  # fmt: skip
+    assert left["s000"]["nsfw"] > 0.05
+    assert len(with_score) == 10
+    funnel = json.loads(run.selection.read_text())["funnel"]
+    assert funnel["not safe for work"] == -2
+    assert choose_from(run, distance=-1, nsfw=0.9)["selected"] == 12, "another limit takes seconds"
+    assert len(chosen(tmp_path / "without", samples, distance=-1, nsfw=0.0)) == 12
 
 
 def test_a_second_start_reads_nothing_anew_and_other_settings_are_refused(

@@ -221,6 +221,10 @@ def test_faults_are_one_clear_error(main, tmp_path: Path, capsys, monkeypatch) -
         ["caption", nothing, "--captioner", "truth"]
     )
     assert "no composed scene" in said(["caption", str(run.path), "--captioner", "truth"])
+    assert "no captioner 'guess'" in said(["caption", str(run.path), "--captioner", "guess"])
+    new, shards = str(tmp_path / "new"), str(tmp_path / "shards")
+    assert "no captioner 'guess'" in said(["all", "shards", new, shards, "--captioner", "guess"])
+    assert not Path(new).exists(), "nothing is selected for a captioner that is none"
     assert "run tools/caption.py caption" in said(["decide", str(run.path)])
     assert "run tools/caption.py decide" in said(["report", str(run.path)])
     assert "there is no scorer 'x'" in said(["score", str(run.path), "--scorers", "x"])

@@ -18,7 +18,7 @@ from pargo_ds.captioning.select.image_hash import image_digest
 from pargo_ds.captioning.select.select import read_selected
 from pargo_ds.data.shards.schema import Sample
 
-OK, NO_ANSWER, UNREADABLE = "ok", "no answer", "unreadable"
+OK, NO_ANSWER, UNREADABLE, LENGTH = "ok", "no answer", "unreadable", "length"
 
 
 def jobs_of(run: RunFolder) -> Iterator[Job]:
@@ -46,9 +46,9 @@ def write_truth(run: RunFolder, wrong: float = 0.0) -> Counter[str]:
         for sample in read_selected(run):
             outcomes[OK] += 1
             caption = truth_caption(sample)
-            row = _row(sample, OK, caption, {"model": NAME})
+            row = row_of(sample, OK, caption, {"model": NAME})
             if before is not None and _share_of(row["image"]) < wrong:
-                row = _row(sample, OK, before, {"model": NAME, "wrong": True})
+                row = row_of(sample, OK, before, {"model": NAME, "wrong": True})
             before = caption
             yield row
 
@@ -115,7 +115,7 @@ def _captioned(
         (found for found in reversed(requests) if found[0] in ledger), requests[-1]
     )
     if key not in ledger:
-        return _row(sample, NO_ANSWER, None, {"key": key})
+        return row_of(sample, NO_ANSWER, None, {"key": key})
     answer = ledger.answer(key)
     provenance = {
         "key": key,
@@ -129,12 +129,12 @@ def _captioned(
         **dataclasses.asdict(parameters),
     }
     if answer["outcome"] != OK:
-        return _row(sample, answer["outcome"], None, provenance, [answer["text"][:300]])
+        return row_of(sample, answer["outcome"], None, provenance, [answer["text"][:300]])
     try:
         caption = read_answer(answer["text"], structured=prompt.schema is not None)
     except ValueError as error:
-        return _row(sample, UNREADABLE, None, provenance, [str(error)])
-    return _row(sample, OK, caption, provenance)
+        return row_of(sample, UNREADABLE, None, provenance, [str(error)])
+    return row_of(sample, OK, caption, provenance)
 
 
 def _share_of(digest: str) -> float:
@@ -142,13 +142,14 @@ def _share_of(digest: str) -> float:
     return int(hashlib.sha256(f"wrong {digest}".encode()).hexdigest()[:8], 16) / 16**8
 
 
-def _row(
+def row_of(
     sample: Sample,
     outcome: str,
     caption: Caption | None,
     provenance: dict[str, Any],
     notes: list[str] | None = None,
 ) -> Row:
+    """Return the row of captions.jsonl of a sample; without a caption its texts are empty."""
     facts = sample.meta.get("selected", {})
     caption = caption or Caption("")
     return {

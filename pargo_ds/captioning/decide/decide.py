@@ -131,16 +131,28 @@ def _votes(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """(reasons that decide, reasons that do not suffice) of the scorers against a piece."""
     found: dict[str, str] = {}
-    against = set()
+    against = 0
     for name, own in scores.items():
-        for kind in KINDS:
-            value, limit = own.of(piece, kind), thresholds[name].get(kind)
-            if value is not None and limit is not None and value < limit:
-                against.add(name)
-                found[f"{kind} {name}"] = f"{value:.3f} is below {limit:.3f}"
-    if len(against) >= needed_votes:
+        limits = thresholds[name]
+        kinds = kinds_against(piece, own, limits)
+        against += bool(kinds)
+        for kind in kinds:
+            found[f"{kind} {name}"] = f"{own.of(piece, kind):.3f} is below {limits[kind]:.3f}"
+    if against >= needed_votes:
         return found, {}
     return {}, found
+
+
+def kinds_against(piece: int, own: Scores, limits: dict[str, float]) -> list[str]:
+    """Return the kinds of a piece's scores that are below their limits; a scorer votes against the
+    piece when there is one.
+    """
+    found = []
+    for kind in KINDS:
+        value, limit = own.of(piece, kind), limits.get(kind)
+        if value is not None and limit is not None and value < limit:
+            found.append(kind)
+    return found
 
 
 def thresholds_of(run: RunFolder, scorers: list[str], settings: Settings) -> Thresholds:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pargo_ds.captioning.report.agreement import agreement_of, agreement_table
 from pargo_ds.captioning.report.card import card
 from pargo_ds.captioning.report.statistics import Lengths, score_blocks
 from pargo_ds.captioning.report.tables import decision_tables
@@ -75,6 +76,7 @@ def report(run: RunFolder) -> dict[str, Any]:
         "first_reasons": dict(outcomes.most_common()),
         "models": dict(models.most_common()),
         "prompts": dict(prompts.most_common()),
+        "agreement": agreement_of(run, account),
     }
     blocks: list[Block] = [
         Table(
@@ -86,6 +88,8 @@ def report(run: RunFolder) -> dict[str, Any]:
         *decision_tables(account),
         *lengths.blocks(),
     ]
+    if found["agreement"]["pairs"]:
+        blocks.append(agreement_table(found["agreement"]))
     for name in account["scorers"]:
         blocks += score_blocks(run, name, account["thresholds"][name])
     _write_page(run, blocks, shown)

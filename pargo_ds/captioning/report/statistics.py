@@ -79,14 +79,18 @@ class Lengths:
         return blocks
 
 
+def average_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ranks of (n,) values, from 1; equal ones share the mean of their ranks."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2)[inverse]
+
+
 def auc(better: NDArray[np.float64], worse: NDArray[np.float64]) -> float:
     """Return the share of pairs in which the first one is larger, ties counting half
     (Mann-Whitney).
     """
-    values = np.concatenate([better, worse])
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks = (ends - (counts - 1) / 2)[inverse]
+    ranks = average_ranks(np.concatenate([better, worse]))
     n, m = len(better), len(worse)
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -164,8 +165,11 @@ class Scoring:
             pieces = pieces[:1]
         judge = self.scorer.of_image(row["image"])
         bank = [look for image, look in self._bank() if image != row["image"]]
-        found = piece_scores(judge, self._look(row), bank[: self.scorer.decoys], pieces)
-        values: list[list[float | None]] = found.round(5).tolist()
+        bank = bank[: self.scorer.decoys]
+        # Not the same one for all captions: an odd image fits none, and would flatter the scorer.
+        other = int(row["image"][:8], 16) % len(bank)
+        found = piece_scores(judge, self._look(row), bank, pieces, other)
+        values = [_without_nan(numbers) for numbers in found.round(5).tolist()]
         values += [[None] * 4] * (1 + len(row["parts"]) - len(pieces))
         return {**result, "global": values[0], "parts": values[1:]}
 
@@ -186,6 +190,13 @@ class Scoring:
                 self.scorer.look(_opened(next(read_images(self.run, position)).images[0])),
             )
         return self.last[1]
+
+
+def _without_nan(numbers: list[float]) -> list[float | None]:
+    """The numbers of a piece; no numbers where the scorer has nothing to say about it."""
+    if math.isnan(numbers[0]):
+        return [None] * len(numbers)
+    return list(numbers)
 
 
 def _opened(data: bytes) -> Image.Image:

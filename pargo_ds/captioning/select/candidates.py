@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pargo_ds.captioning.language import language_problem
+from pargo_ds.captioning.photos.nsfw import nsfw_score
 from pargo_ds.captioning.select.image_hash import draw_of, image_digest, perceptual_hash
 from pargo_ds.data.images import read_image
 from pargo_ds.data.shards.schema import CAPTION_KINDS, Sample, caption_problem
@@ -29,7 +30,8 @@ class Candidates(Finish):
     """Keeps a sample of one image whose draw is below `share` and that is large and plain enough.
 
     `shortest_side` in pixels; `aspect` is the longer side over the shorter one; `english` asks for
-    an alt text that may be English (an image without one passes). The conversation is left out.
+    an alt text that may be English (an image without one passes); `nsfw` is the file of the model whose
+    score becomes one of the facts (None: there is no such score). The conversation is left out.
     """
 
     seed: int = 0
@@ -37,6 +39,7 @@ class Candidates(Finish):
     shortest_side: int = 200
     aspect: float = 3.0
     english: bool = True
+    nsfw: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,11 +106,14 @@ class Candidates(Finish):
                 f"{image.width} x {image.height} pixels; one side is at most {self.aspect:g} times "
                 "the other one",
             )
-        return {
+        looks = {
             "width": image.width,
             "height": image.height,
             "hash": f"{perceptual_hash(image):016x}",
         }
+        if self.nsfw is not None:
+            looks["nsfw"] = nsfw_score(image, self.nsfw)
+        return looks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

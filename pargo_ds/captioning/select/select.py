@@ -31,8 +31,10 @@ from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import Source
 from pargo_ds.errors import CaptionError
 
-KEPT, SAME, NEAR, BEYOND = range(4)
-KINDS = ("kept", "same image", "near duplicate", "beyond the number")
+KEPT, SAME, NEAR, BEYOND, UNSAFE = range(5)
+KINDS = ("kept", "same image", "near duplicate", "beyond the number", "not safe for work")
+NSFW = 0.5
+"""Score from which an image is left out, where images have one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,14 @@ def choose(
     *,
     number: int | None = None,
     distance: int = 3,
+    unsafe: NDArray[np.bool_] | None = None,
 ) -> Choice:
     """Decide about all candidates, which are given by draw, identity and perceptual hash (each
     (candidates,)).
 
-    Of equal images the first stays; of near ones (at most `distance` bits of 64 apart; -1: not
-    looked for) that with the lowest draw; of the rest the `number` with the lowest draws.
+    Those that are `unsafe` (candidates,) go first. Of equal images the first stays; of near ones (at
+    most `distance` bits of 64 apart; -1: not looked for) that with the lowest draw; of the rest the
+    `number` with the lowest draws.
     """
     kinds = np.full(len(draws), KEPT, np.int8)
     instead = np.full(len(draws), -1, np.int64)
@@ -65,8 +69,10 @@ def choose(
     _, first, inverse = np.unique(images, return_index=True, return_inverse=True)
     repeated = first[inverse] != np.arange(len(images))
     kinds[repeated], instead[repeated] = SAME, first[inverse][repeated]
+    if unsafe is not None:
+        kinds[unsafe & ~repeated] = UNSAFE
     if distance >= 0:
-        _mark_near(order[~repeated[order]], hashes, distance, kinds, instead)
+        _mark_near(order[kinds[order] == KEPT], hashes, distance, kinds, instead)
     if number is not None:
         kept = order[kinds[order] == KEPT]
         kinds[kept[number:]] = BEYOND
@@ -97,6 +103,7 @@ def select(
     *,
     number: int | None = None,
     distance: int = 3,
+    nsfw: float = NSFW,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
 ) -> dict[str, int] | None:
@@ -115,11 +122,16 @@ def select(
     )
     if built is None:
         return None
-    return choose_from(run, number=number, distance=distance)
+    return choose_from(run, number=number, distance=distance, nsfw=nsfw)
 
 
-def choose_from(run: RunFolder, *, number: int | None = None, distance: int = 3) -> dict[str, int]:
-    """Choose among the candidates that are there; writes selected.jsonl and left_out.jsonl."""
+def choose_from(
+    run: RunFolder, *, number: int | None = None, distance: int = 3, nsfw: float = NSFW
+) -> dict[str, int]:
+    """Choose among the candidates that are there; writes selected.jsonl and left_out.jsonl.
+
+    `nsfw`: an image with that score or more is left out; without scores nothing is.
+    """
     account = read_object(needed(run.candidates / "build.json", "select"))["counts"]
     facts = []
     for sample in read_images(run, np.arange(account["samples"])):
@@ -130,6 +142,7 @@ def choose_from(run: RunFolder, *, number: int | None = None, distance: int = 3)
         np.array([int(fact["hash"], 16) for fact in facts], np.uint64),
         number=number,
         distance=distance,
+        unsafe=np.array([fact.get("nsfw", -1.0) >= nsfw for fact in facts], bool),
     )
     positions = np.flatnonzero(choice.kinds == KEPT)
     order = positions[np.argsort([facts[place]["draw"] for place in positions], kind="stable")]
@@ -138,14 +151,15 @@ def choose_from(run: RunFolder, *, number: int | None = None, distance: int = 3)
     write_lines(run.selected, ({"position": place, **facts[place]} for place in order.tolist()))
     funnel = {"inputs": account["inputs"]}
     funnel |= {kind: -count for kind, count in account["left_out"].items()}
-    for kind in (SAME, NEAR, BEYOND):
+    for kind in (UNSAFE, SAME, NEAR, BEYOND):
         left_out = int((choice.kinds == kind).sum())
         if left_out:
             funnel[KINDS[kind]] = -left_out
     funnel["selected"] = len(order)
     if sum(value for name, value in funnel.items() if name != "selected") != len(order):
         raise RuntimeError(f"{run.path}: the selection {funnel} does not add up: a fault of ours")
-    write_object(run.selection, {"number": number, "distance": distance, "funnel": funnel})
+    settings = {"number": number, "distance": distance, "nsfw": nsfw}
+    write_object(run.selection, {**settings, "funnel": funnel})
     return funnel
 
 
@@ -154,6 +168,8 @@ def _left_out(facts: list[Row], choice: Choice, place: int) -> Row:
     instead = int(choice.instead[place])
     if instead >= 0:
         row["repeats"] = facts[instead]["id"]
+    if choice.kinds[place] == UNSAFE:
+        row["nsfw"] = facts[place]["nsfw"]
     return row
 
 

@@ -52,7 +52,9 @@ class Scorer(abc.ABC):
 
     @abc.abstractmethod
     def raw(self, looks: Sequence[Any], pieces: Sequence[Piece]) -> NDArray[np.float64]:
-        """Return (looks, pieces) how well each text fits each image; larger is better."""
+        """Return (looks, pieces) how well each text fits each image; larger is better. A column of NaN
+        says nothing about its text, and so gives it no score.
+        """
 
     def fit(self, pairs: Iterator[tuple[str, Any, list[Piece]]]) -> None:
         """Learn from the run's own captions, each an image's hash, look and pieces; called where
@@ -76,10 +78,10 @@ def against_decoys(own: NDArray[np.float64], decoys: NDArray[np.float64]) -> NDA
 
 
 def piece_scores(
-    scorer: Scorer, look: Any, bank: Sequence[Any], pieces: Sequence[Piece]
+    scorer: Scorer, look: Any, bank: Sequence[Any], pieces: Sequence[Piece], other: int = 0
 ) -> NDArray[np.float64]:
     """Return (pieces, 4) of one image's caption: raw; against the decoys; beside the other cells (0
-    for pieces without one); and what the first decoy gets against the other ones, for comparison.
+    for pieces without one); and what decoy `other` gets against the other ones, for comparison.
     """
     table = scorer.raw([look, *bank], pieces)
     beside = np.zeros(len(pieces))
@@ -89,7 +91,8 @@ def piece_scores(
         others = [Piece(piece.text, cell) for cell in CELLS if cell != piece.cell]
         elsewhere = scorer.raw([look], others).T  # (cells, 1)
         beside[number] = against_decoys(table[0, number : number + 1], elsewhere)[0]
-    own, decoy = against_decoys(table[0], table[1:]), against_decoys(table[1], table[2:])
+    own = against_decoys(table[0], table[1:])
+    decoy = against_decoys(table[1 + other], np.delete(table[1:], other, axis=0))
     return np.stack([table[0], own, beside, decoy], axis=1)
 
 

@@ -32,9 +32,16 @@ def _clip(folder: str) -> Scorer:
     return Clip(folder)
 
 
+def _detector(folder: str) -> Scorer:
+    from pargo_ds.captioning.score.scorers.detector import Detections
+
+    return Detections(folder)
+
+
 SCORERS: dict[str, tuple[str, Callable[[str], Scorer]]] = {
     "learned": ("EfficientNet's features and words that the run's own images teach", _learned),
     "conse": ("EfficientNet's classes and the words of SmolLM2's table (conse:LLM_FOLDER)", _conse),
+    "detector": ("things that the text names among detected ones (photographs)", _detector),
     "pargo": ("loss of the caption in a ParGo export (pargo:FOLDER)", _pargo),
     "clip": ("a CLIP or SigLIP of transformers (clip:FOLDER)", _clip),
 }
