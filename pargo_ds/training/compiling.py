@@ -168,7 +168,7 @@ def _compile(
                 f"({_in_short(error)}); {OFF}"
             ) from error
 
-    layer.forward = forward  # type: ignore[method-assign]  # of this instance alone
+    layer.forward = forward  # of this instance alone
 
 
 def _in_short(error: Exception) -> str:

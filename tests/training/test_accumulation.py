@@ -15,12 +15,11 @@ from pargo_ds.training.engine import deepspeed_settings, read_deepspeed_json
 WORKER = Path(__file__).with_name("accumulation_worker.py")
 
 
-def test_gradients_of_eight_packs_are_added_up_in_fp32(tiny_run, tmp_path):
-    """Beside an fp32 sum of the same bf16 gradients. Measured for 16 packs: 0 with auto, 4.2e-3 with
-    bf16.
+def test_gradients_of_four_packs_are_added_up_in_fp32(tiny_run, tmp_path):
+    """Beside an fp32 sum of the same bf16 gradients. Measured: 0 with auto; with bf16 3.2e-3 for
+    eight packs, 4.2e-3 for sixteen.
     """
-    run = merged(tiny_run, {"batch": {"packs_per_step": 8}})
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_run))
     command = [sys.executable, str(WORKER), str(tmp_path / "run.yaml"), str(tmp_path / "out.json")]
     process = run_command(command, timeout=600, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert process.returncode == 0, process.stderr[-4000:]
