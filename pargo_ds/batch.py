@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from typing import Any, Protocol
 
@@ -92,6 +92,30 @@ def join(packs: Sequence[Batch]) -> Batch:
         max_seqlen=max(one.max_seqlen for one in filled),
         pixel_values=torch.cat([one.pixel_values for one in filled]),
         sample_ids=tuple(chain.from_iterable(one.sample_ids for one in filled)),
+    )
+
+
+def fill(batch: Batch, tokens: int, longest: int) -> Batch:
+    """Fill a row up to `tokens` tokens with samples of at most `longest` tokens, of which nothing is
+    learned and which no other sample sees, so that all rows have one shape. `max_seqlen` is then
+    `longest`.
+
+    Raises ValueError for a row of more than `tokens` tokens.
+
+    Example: cu_seqlens [0 3 5], filled to 12 with at most 4 -> [0 3 5 9 12].
+    """
+    present = batch.input_ids.shape[1]
+    if present > tokens:
+        raise ValueError(f"a row of {present} tokens cannot be filled to {tokens}")
+    starts = torch.arange(present, tokens, longest)
+    places = torch.arange(tokens - present)
+    return replace(
+        batch,
+        input_ids=F.pad(batch.input_ids, (0, tokens - present)),
+        labels=F.pad(batch.labels, (0, tokens - present), value=IGNORE_INDEX),
+        position_ids=torch.cat([batch.position_ids, places[None] % longest], dim=1),
+        cu_seqlens=torch.cat([batch.cu_seqlens, (starts + longest).clamp(max=tokens).int()]),
+        max_seqlen=longest,
     )
 
 

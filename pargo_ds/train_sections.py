@@ -120,6 +120,11 @@ class TrainSection(Section):
     """Type of the numbers in the forward and backward pass. The optimizer keeps the trained weights
     and its states in fp32 in both cases.
     """
+    gradient_accumulation: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the numbers in which a bf16 run adds up the gradients of a step's micro-batches. fp32
+    costs 2 bytes more for each trained weight of a rank's share. auto: fp32 where a step has
+    several micro-batches and the ZeRO stage is 2 or 3.
+    """
     activation_checkpointing: Literal["auto", "none", "full"] | Layers = "auto"
     """Layers whose activations are computed again in the backward pass, to save memory: all of the
     projector's and the LLM's (full), the first N of the LLM's (a number), or as few as fit beside
@@ -128,6 +133,10 @@ class TrainSection(Section):
     zero3_gather: Literal["layers", "modules"] = "layers"
     """What ZeRO-3 gathers at once: the weights of whole layers, or of each module alone as
     DeepSpeed does by default (slower; the same numbers).
+    """
+    compile: Literal["none", "layers"] = "none"
+    """layers: torch.compile makes one graph of each decoder layer of the LLM and each block of the
+    vision encoder. Rows are then filled to their full length with tokens that nothing is learned from.
     """
 
     @model_validator(mode="after")

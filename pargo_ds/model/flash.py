@@ -88,7 +88,9 @@ def installed() -> dict[str, Callable[..., Any]]:
     once per process.
     """
     found = {name: load() for name, load in _LOADERS.items()}
-    return {name: function for name, function in found.items() if function is not None}
+    here = {name: function for name, function in found.items() if function is not None}
+    _TRACED.update(here)
+    return here
 
 
 def resolve_provider(provider: str, device: torch.device) -> tuple[str, str]:
@@ -214,11 +216,26 @@ def flash_varlen(
     return out
 
 
+def _function(provider: str) -> Callable[..., Any]:
+    if not torch.compiler.is_compiling():
+        return installed()[provider]
+    return _TRACED[provider]
+
+
+_TRACED: dict[str, Callable[..., Any]] = {}
+"""What `installed` returned, for graphs of torch.compile, which read a dictionary but do not import."""
+
+
+@torch.compiler.assume_constant_result  # torch.compile calls it once, while it traces
+def _takes(provider: str, keyword: str) -> bool:
+    return keyword in inspect.signature(installed()[provider]).parameters
+
+
 def _call_torch(call: VarlenCall) -> Any:
-    function = installed()["torch"]
+    function = _function("torch")
     options: dict[str, Any] = {"window_size": (call.left, call.right), "scale": call.scale}
     if call.q.shape[1] != call.k.shape[1]:
-        if "enable_gqa" in inspect.signature(function).parameters:  # from 2.12
+        if _takes("torch", "enable_gqa"):  # from 2.12
             options["enable_gqa"] = True
         else:
             call = call.with_repeated_keys()
@@ -232,10 +249,10 @@ def _flash_attn(name: str, unbounded: int | None) -> Callable[[VarlenCall], Any]
         return side if side >= 0 else unbounded
 
     def compute(call: VarlenCall) -> Any:
-        function = installed()[name]
+        function = _function(name)
         window = (in_its_words(call.left), in_its_words(call.right))
         options: dict[str, Any] = {"softmax_scale": call.scale, "causal": call.right == 0}
-        if "deterministic" in inspect.signature(function).parameters:
+        if _takes(name, "deterministic"):
             options["deterministic"] = torch.are_deterministic_algorithms_enabled()
         for key in ("cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"):
             options[key] = getattr(call, key)

@@ -6,6 +6,9 @@ mask; on a CPU that mask costs the whole square (48 % of a training step at 10 s
 tokens, measured). Here a packed row never has a mask: FlashAttention over cu_seqlens (`varlen`), or
 one causal SDPA call per sample (`sdpa`). Without boundaries (generation, unpacked batches) it is
 transformers' SDPA itself, padding mask included.
+
+A graph that torch.compile traces cannot read the boundaries, so there `sdpa` is one call with a mask
+of the whole row, made from cu_seqlens on the device.
 """
 
 import zlib
@@ -25,7 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from .attention import log_once
-from .flash import flash_varlen, resolve_provider, source_on_gpu
+from .flash import REFERENCE, flash_varlen, resolve_provider, source_on_gpu
 
 # The code of an export may be loaded beside the installed package. Each has its own guard, so
 # neither may replace the other in transformers' tables.
@@ -143,9 +146,19 @@ def packed_attention_forward(
         )
     choice = pargo_llm or LLMAttention()
     window = kwargs.get("sliding_window")
-    road = choose_road(choice, query.device, query.dtype, query.shape[-1], dropout, changed)
-    if not _unlogged.get():
-        log_once(road.message)
+    kind = (query.device, query.dtype, query.shape[-1], dropout, changed)
+    if torch.compiler.is_compiling():
+        road = _road_in_graph(choice.llm, choice.provider, *kind)
+    else:
+        road = choose_road(choice, *kind)
+        if not _unlogged.get():
+            log_once(road.message)
+    if torch.compiler.is_compiling() and road.source in ("", REFERENCE):
+        if changed:
+            raise ValueError("a compiled layer has no road for capped scores and sinks")
+        mask = row_mask(cu_seq_lens_q, query.shape[2], window)
+        out = _sdpa(query, key, value, mask, scaling=scaling, dropout=dropout)
+        return out.transpose(1, 2).contiguous(), None
     if road.name == "varlen":
         ends = cu_seq_lens_q.to(torch.int32)
         return _varlen(query, key, value, ends, max_length_q, window, scaling, road.source), None
@@ -223,6 +236,26 @@ def choose_road(
         reason += f"; provider {source}: {why}"
     message = f"attention: packed rows of the LLM by {name} on {device.type} ({reason})"
     return Road(name, source, message)
+
+
+@torch.compiler.assume_constant_result
+def _road_in_graph(llm: str, provider: str, *kind: Any) -> Road:
+    """`choose_road`, called once while torch.compile traces. A tuple as its argument would be
+    compared by identity, and each forward would be traced anew.
+    """
+    return choose_road(LLMAttention(llm, provider), *kind)
+
+
+def row_mask(cu_seqlens: torch.Tensor, tokens: int, window: int | None) -> torch.Tensor:
+    """Return which keys each token of a packed row sees, bool `(tokens, tokens)`: those of its own
+    sample up to itself, the last `window` of them where there is one.
+    """
+    place = torch.arange(tokens, device=cu_seqlens.device)
+    sample = torch.bucketize(place, cu_seqlens, right=True)
+    seen = (sample[:, None] == sample) & (place[:, None] >= place)
+    if window is not None:
+        seen = seen & (place[:, None] - place < window)
+    return seen
 
 
 def _varlen(

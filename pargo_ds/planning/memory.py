@@ -19,12 +19,13 @@ def zero_bytes(
     precision: str,
     sizes: ZeroSizes,
     live: int,
+    fp32_sum: bool = False,
 ) -> dict[str, float]:
     """Of weights, gradients, optimizer, what is gathered and buckets; ZeRO-3 holds at most `live`
-    weights whole.
+    weights whole. `fp32_sum`: gradients are added up in fp32.
     """
     size = 2 if precision == "bf16" else 4
-    states = state_bytes(rows, stage, ranks, precision, {})
+    states = state_bytes(rows, stage, ranks, precision, {}, fp32_sum)
     del states["whole for a moment"]
     # ZeRO-2 fills one bucket while the other is reduced (overlap_comm)
     buckets = sizes.reduce_bucket * (2 if stage < 3 else 1)

@@ -16,6 +16,7 @@ from pargo_ds.planning.subject import Subject
 from pargo_ds.training.engine import deepspeed_settings, gathers_layers
 from pargo_ds.training.gathering import KEPT_WHOLE
 from pargo_ds.training.recompute import Recompute
+from pargo_ds.training.states import adds_in_fp32
 
 GIB = 2**30
 
@@ -93,8 +94,9 @@ def way(subject: Subject, place: Place, load: Load, stage: int, again: int) -> W
         network=_network_s(subject, place, stage, steps),
         update=_update_s(subject, place, stage),
     )
+    fp32_sum = adds_in_fp32(run, stage, ranks)
     parts = memory.zero_bytes(
-        subject.rows, stage, ranks, run.train.precision, sizes, steps[0].most_live
+        subject.rows, stage, ranks, run.train.precision, sizes, steps[0].most_live, fp32_sum
     )
     kept_again = float(subject.hidden * subject.number_bytes * run.batch.tokens_per_pack)
     parts |= memory.pack_bytes(layer, kept_again, subject.layers, rest, again)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pargo_ds.config import RunConfig
 from pargo_ds.planning.load import Load
 from pargo_ds.planning.network import nodes_of
 from pargo_ds.planning.plan import GIB, Place, Way
@@ -25,6 +26,7 @@ def plan_text(
         f"assumed of a pack: {load.tokens:,} tokens, {load.images} images, {load.targets} targets; host "
         f"time from {place.host.source}",
         f"\n# the run as its file is: {asked}",
+        *compile_text(subject.run),
         memory_text(asked),
         time_text(asked),
         throughput_text(subject, place, load, asked),
@@ -37,6 +39,15 @@ def plan_text(
         in_short(subject, asked),
     ]
     return "\n".join(sections)
+
+
+def compile_text(run: RunConfig) -> list[str]:
+    """What the plan leaves out of a compiled run; nothing for others."""
+    if run.train.compile == "none":
+        return []
+    return [
+        "train.compile is not in this plan: memory and times are those of the layers uncompiled"
+    ]
 
 
 def in_short(subject: Subject, one: Way) -> str:

@@ -21,6 +21,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "checkpointing_full": ("train.activation_checkpointing=full",),
     "gather_modules": ("train.zero3_gather=modules",),
     "zero2": ("deepspeed=ds_configs/zero2.json",),
+    "compiled": ("train.compile=layers",),
+    "compiled_zero2": ("train.compile=layers", "deepspeed=ds_configs/zero2.json"),
 }
 """Name -> settings of the same twenty steps of pre-training."""
 TINY_RUN = (

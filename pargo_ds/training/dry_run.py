@@ -14,10 +14,11 @@ from pargo_ds.data.shards.folder import is_remote
 from pargo_ds.data.shards.mds import read_index
 from pargo_ds.errors import ConfigError
 from pargo_ds.settings_file import format_yaml
+from pargo_ds.training.compiling import check_llm, layers_to_compile
 from pargo_ds.training.engine import deepspeed_settings
 from pargo_ds.training.meters import FlopModel
 from pargo_ds.training.recompute import Need, estimate
-from pargo_ds.training.states import state_bytes
+from pargo_ds.training.states import adds_in_fp32, state_bytes
 
 
 def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) -> str:
@@ -35,6 +36,9 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
     model = build_meta_model(run)
     rows = apply_freezing(model, run.train)
     packing = prove_llm(run, model.config.text_config)
+    check_llm(run, model.config.text_config)
+    if run.train.compile == "layers":
+        layers_to_compile(model, run, zero_stage(settings))
     flops = FlopModel.of(model, run.vision.image_size)
     sections = [
         "# resolved run",
@@ -49,7 +53,7 @@ def describe(run: RunConfig, world_size: int, export_says: Callable[[], str]) ->
         "\n# data",
         data,
         "\n# model states per rank (weights, gradients, fp32 copies and Adam moments; activations come on top)",
-        state_memory(rows, zero_stage(settings), world_size, run.train.precision),
+        state_memory(rows, zero_stage(settings), world_size, run),
         activation_memory(estimate(run, model, settings)),
         "\n# forward arithmetic",
         f"vision {flops.vision_per_image / 1e9:,.1f} GFLOP per image, projector "
@@ -124,9 +128,10 @@ def activation_memory(need: Need) -> str:
     )
 
 
-def state_memory(rows: list[PartCount], stage: int, world_size: int, precision: str) -> str:
+def state_memory(rows: list[PartCount], stage: int, world_size: int, run: RunConfig) -> str:
     """Return the GiB per rank of weights, gradients and optimizer under this ZeRO stage."""
-    parts = state_bytes(rows, stage, world_size, precision, {})
+    fp32_sum = adds_in_fp32(run, stage, world_size)
+    parts = state_bytes(rows, stage, world_size, run.train.precision, {}, fp32_sum)
     del parts["whole for a moment"]
     text = ", ".join(f"{name} {value / 2**30:.2f}" for name, value in parts.items())
     return f"ZeRO-{stage} on {world_size} ranks: {text} GiB; together {sum(parts.values()) / 2**30:.2f} GiB"

@@ -25,6 +25,7 @@ from pargo_ds.config import RunConfig
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import ParGoForConditionalGeneration
 from pargo_ds.settings_file import read_json
+from pargo_ds.training.compiling import BACKEND, check_stage, compile_layers
 from pargo_ds.training.gathering import (
     KEPT_WHOLE,
     described,
@@ -33,6 +34,7 @@ from pargo_ds.training.gathering import (
     watch_inputs,
 )
 from pargo_ds.training.optimizer import parameter_groups
+from pargo_ds.training.states import adds_in_fp32
 
 log = logging.getLogger("pargo_ds")
 
@@ -43,6 +45,7 @@ FILLED_HERE = {
     "gradient_accumulation_steps": "batch.packs_per_step / ranks / batch.packs_per_forward",
     "gradient_clipping": "train.clip_norm",
     "bf16": "train.precision",
+    "data_types": "train.gradient_accumulation",
     "fp16": "train.precision",
     "optimizer": "train.<part>.lr, weight_decay",
     "scheduler": "train.warmup_steps, train.<part>.min_lr",
@@ -63,7 +66,7 @@ KNOWN_WRONG = {
 }
 """Settings of zero_optimization that are refused when they are set, and why."""
 LEFT_TO_DEEPSPEED = (
-    "zero_optimization", "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "data_types",
+    "zero_optimization", "activation_checkpointing", "aio", "comms_logger", "communication_data_type",
     "dump_state", "flops_profiler", "gradient_predivide_factor", "memory_breakdown", "prescale_gradients",
     "sparse_gradients", "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer",
     "zero_force_ds_cpu_optimizer",
@@ -145,12 +148,20 @@ def check_zero(zero: Any, path: Path) -> None:
 def deepspeed_settings(run: RunConfig, world_size: int) -> dict[str, Any]:
     """Return the complete DeepSpeed configuration of this run for `world_size` ranks."""
     settings = read_deepspeed_json(run.deepspeed)
+    check_stage(run, zero_stage(settings))
     settings["train_micro_batch_size_per_gpu"] = 1
     settings["gradient_accumulation_steps"] = run.micro_batches(world_size)
     settings["gradient_clipping"] = run.train.clip_norm
     # Without the check ZeRO 1 and 2 would apply a bf16 step whose gradient is no number; ZeRO 3 and
     # fp32 never do.
     settings["bf16"] = {"enabled": run.train.precision == "bf16", "check_grad_overflow": True}
+    if run.train.gradient_accumulation == "fp32" and zero_stage(settings) == 1:
+        raise ConfigError(
+            "train.gradient_accumulation: fp32 cannot work with ZeRO-1, under which DeepSpeed then takes an "
+            "optimizer that checkpoints cannot read; take ds_configs/zero2.json, or set it to auto"
+        )
+    if adds_in_fp32(run, zero_stage(settings), world_size):
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
     settings["steps_per_print"] = 10**9  # the progress bar and metrics.jsonl report
     if gathers_layers(run, settings):  # before weights are loaded, which are partitioned then
         settings["zero_optimization"].setdefault("stage3_param_persistence_threshold", KEPT_WHOLE)
@@ -239,10 +250,13 @@ def make_optimizer(
 
 
 def build_engine(
-    model: ParGoForConditionalGeneration, run: RunConfig, settings: dict[str, Any]
+    model: ParGoForConditionalGeneration,
+    run: RunConfig,
+    settings: dict[str, Any],
+    backend: str = BACKEND,
 ) -> Any:
     """Return DeepSpeed's engine over the trainable parameters of `model` (freezing already
-    applied).
+    applied), its layers compiled by `backend` where train.compile asks for it.
     """
     import deepspeed
 
@@ -259,4 +273,6 @@ def build_engine(
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False
         )
+    if run.train.compile == "layers":
+        compile_layers(model, run, zero_stage(settings), backend)
     return engine

@@ -21,6 +21,7 @@ from pargo_ds.errors import ConfigError
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
 from pargo_ds.slow_bf16 import slow_bf16
 from pargo_ds.training import recompute, run_folder
+from pargo_ds.training.compiling import check_llm
 
 log = logging.getLogger("pargo_ds")
 
@@ -38,6 +39,7 @@ def prepare_model(
     Raises ConfigError when weights and run file do not belong together, and CheckpointError when
     the checkpoint in `resume` is of another model.
     """
+    check_llm(run, assembly.llm_config(run))
     model = assembly.build_model(run, processor, settings)
     fingerprint = freeze(run, model, device, resume)
     again = recompute.decide(run, model, settings, device)

@@ -21,7 +21,7 @@ from pargo_ds.assembly.freezing import LINEAR, freeze_table
 from pargo_ds.assembly.zero import zero_stage
 from pargo_ds.config import RunConfig
 from pargo_ds.model import ParGoForConditionalGeneration
-from pargo_ds.training.states import state_bytes
+from pargo_ds.training.states import adds_in_fp32, state_bytes
 
 SAVED = 1.2
 """Numbers that a layer saves for its backward pass, over those that go in and out of its linear
@@ -116,12 +116,14 @@ def estimate(
     """Memory of a rank with rows as full as `batch` allows."""
     size = 2 if run.train.precision == "bf16" else 4
     batch, config = run.batch, model.config
+    stage, ranks = zero_stage(settings), distributed.world_size()
     states = state_bytes(
         freeze_table(model, run.train),
-        zero_stage(settings),
-        distributed.world_size(),
+        stage,
+        ranks,
         run.train.precision,
         settings.get("zero_optimization", {}),
+        adds_in_fp32(run, stage, ranks),
     )
     layers = llm_layers(model)
     widths = max(map(linear_widths, layers))

@@ -28,7 +28,8 @@ LOCK_TIMEOUT_S = 60
 # Sections that may change between a run and its continuation: they do not touch what is learned.
 FREE_TO_CHANGE = (
     *("output", "checkpoint", "survival", "validation", "evaluation", "reporting", "attention"),
-    *("train.activation_checkpointing", "train.zero3_gather", "batch.packs_per_forward"),
+    *("train.activation_checkpointing", "train.zero3_gather", "train.compile"),
+    "batch.packs_per_forward",
     *("data.workers", "data.validation", "data.cache", "data.cache_limit"),
     "data.train.path",  # the saved data position knows the shards by their index, wherever they lie
 )

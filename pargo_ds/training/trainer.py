@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from pargo_ds import distributed
-from pargo_ds.batch import Batch, join, split_into_rows
+from pargo_ds.batch import Batch, fill, join, split_into_rows
 from pargo_ds.checkpoint.store import Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.training.bad_steps import BadSteps
@@ -201,7 +201,7 @@ class Trainer:
         its loss, float64.
         """
         try:
-            inputs = device_inputs(batch, self.engine.module, self.device)
+            inputs = self.inputs(batch)
             output = self.engine(**inputs, num_items_in_batch=denominator)
             self.engine.backward(output.loss)
             self.engine.step()
@@ -216,13 +216,20 @@ class Trainer:
             ) from error
         return output.loss.detach().double()
 
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """Return the model's arguments for a row; for compiled layers it gets its full length."""
+        if self.run.train.compile == "layers":
+            budget = self.run.batch
+            batch = fill(batch, budget.tokens_per_row, budget.tokens_per_pack)
+        return device_inputs(batch, self.engine.module, self.device)
+
     @torch.no_grad()
     def validation_loss(self) -> float:
         """Return the mean cross-entropy over the target tokens of all held-out packs."""
         self.engine.eval()
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in self.validation:
-            inputs = device_inputs(batch, self.engine.module, self.device)
+            inputs = self.inputs(batch)
             loss_sum += self.engine(**inputs, num_items_in_batch=1.0).loss.double()
         self.engine.train()
         targets = sum(batch.num_targets for batch in self.validation)

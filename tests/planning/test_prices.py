@@ -58,6 +58,8 @@ def test_memory_falls_with_the_stage_and_with_ranks_and_checkpointing():
 
     assert states(1, 1) == states(2, 1) == states(3, 1) == 16 * 7e9
     assert states(1, 8) > states(2, 8) > states(3, 8) == 16 * 7e9 / 8
+    summed = memory.zero_bytes(rows, 3, 8, "bf16", ZeroSizes(), live=10**9, fp32_sum=True)
+    assert summed["gradients"] == 4 * 7e9 / 8
     totals = [states(3, ranks) for ranks in COUNTS]
     assert totals == sorted(totals, reverse=True)
     packs = [sum(memory.pack_bytes(5.0, 1.0, 4, 2.0, n).values()) for n in range(5)]

@@ -17,7 +17,7 @@ from tiny import ROOT, seeing, tiny_samples
 from pargo_ds import assembly, distributed
 from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.assembly.zero import whole_weight
-from pargo_ds.batch import join, pack, split_into_rows
+from pargo_ds.batch import fill, join, pack, split_into_rows
 from pargo_ds.config import load_config
 from pargo_ds.data.conversation import encode
 from pargo_ds.training import engine as engines
@@ -93,7 +93,7 @@ def with_deepspeed(run, packs, case):
     if case["zero"] == 3:
         settings["zero_optimization"]["stage3_max_reuse_distance"] = 0
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    engine = engines.build_engine(model, run, settings)
+    engine = engines.build_engine(model, run, settings, backend="aot_eager")
     curve = []
     for step in range(STEPS):
         batches = packs_of(packs, step)
@@ -102,8 +102,10 @@ def with_deepspeed(run, packs, case):
         rows = split_into_rows(mine, run.batch.packs_per_forward)
         share = targets / (ranks * len(rows))
         loss = 0.0
-        for row in rows:
-            inputs = device_inputs(join(row), model, CPU)
+        for row in map(join, rows):
+            if run.train.compile == "layers":
+                row = fill(row, run.batch.tokens_per_row, run.batch.tokens_per_pack)
+            inputs = device_inputs(row, model, CPU)
             part = engine(**inputs, num_items_in_batch=share).loss
             engine.backward(part)
             engine.step()

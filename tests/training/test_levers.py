@@ -25,10 +25,13 @@ LAYER = 4 * 128**2 + 3 * 128 * 64 + 2 * 128
 """Weights of a decoder layer of `counts`."""
 
 
-def case(mode: str, zero: int, gather: str, checkpointing: str, packs: int = 1) -> dict:
+def case(
+    mode: str, zero: int, gather: str, checkpointing: str, packs: int = 1, compile: str = "none"
+) -> dict:
     words = [f"train.zero3_gather={gather}", f"train.activation_checkpointing={checkpointing}"]
-    words += [f"batch.packs_per_forward={packs}"]
+    words += [f"batch.packs_per_forward={packs}", f"train.compile={compile}"]
     name = f"{mode}, ZeRO-{zero}, {gather}, checkpointing {checkpointing}, {packs} packs together"
+    name += f", compiled {compile}"
     return {"name": name, "mode": mode, "zero": zero, "set": [*MODES[mode], *words]}
 
 
@@ -59,6 +62,7 @@ def assert_learns_what_plain_torch_does(results: dict) -> None:
 
 def test_whole_layers_and_partial_checkpointing_learn_what_plain_torch_does(tiny_run, tmp_path):
     cases = [case("full", 3, "layers", "1", packs=2), case("lora", 3, "layers", "none")]
+    cases += [case("full", 3, "layers", "1", compile="layers")]
     assert_learns_what_plain_torch_does(curves(tiny_run, tmp_path, 2, cases))
 
 
