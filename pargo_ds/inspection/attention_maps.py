@@ -84,7 +84,8 @@ class Watched:
 
 def _mask_over_patches(model: Any, shape: Sequence[int]) -> torch.Tensor:
     """Which patches each token may see, boolean `(tokens, patches)`."""
-    for _, mask, _ in model.config.projector_config.masks(model.projector.num_patches):
+    masks = model.config.projector_config.masks(model.projector.num_patches)
+    for _, mask, _ in reversed(masks):  # that over the patches is the last one
         if tuple(mask.shape) == tuple(shape):
             return mask
     return torch.ones(*shape, dtype=torch.bool)

@@ -24,6 +24,7 @@ PARGO = {"partial_tokens": 3, "global_tokens": 2, "layers": 2, "width": 16, "hea
 PROJECTORS = {
     "raster": PARGO,
     "block": {**PARGO, "partial_tokens": 4, "grouping": "block"},
+    "a token for each patch": {**PARGO, "partial_tokens": 16, "global_tokens": 0},
     "only global": {**PARGO, "partial_tokens": 0},
     "qformer": {"type": "qformer", "tokens": 5, "layers": 2, "width": 16, "heads": 1, "ffn_width": 32},
 }  # fmt: skip
