@@ -1,12 +1,25 @@
 """What the tests share and is no fixture: drawn samples, commands, metrics."""
 
+import atexit
+import functools
 import io
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+from warm_python import WarmPython
+
 ROOT = Path(__file__).parents[1]
+ON_CPU = {
+    "DS_ACCELERATOR": "cpu",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(ROOT),
+}
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 
@@ -61,12 +74,27 @@ def merged(base: dict, changes: dict) -> dict:
     return result
 
 
+@functools.cache
+def warm_python() -> WarmPython:
+    """One for all commands of this process; it ends with it."""
+    folder = tempfile.TemporaryDirectory(prefix="warm-python-")
+    warm = WarmPython(Path(folder.name), {**os.environ, **ON_CPU})
+    atexit.register(folder.cleanup)
+    atexit.register(warm.close)
+    return warm
+
+
 def run_command(
     command: list[str], timeout: float = 240, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run a command of the project on the CPU with one thread per process; output is captured."""
-    on_cpu = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **on_cpu, **environment}
+    """Run a command of the project on the CPU with one thread per process; output is captured.
+
+    A command that begins with `sys.executable` runs in a Python that has its imports behind it
+    (warm_python.py).
+    """
+    env = {**os.environ, **ON_CPU, **environment}
+    if command[0] == sys.executable:
+        command = [str(warm_python().path), *command[1:]]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT
     )

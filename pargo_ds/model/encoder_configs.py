@@ -5,9 +5,10 @@ the wanted size and before any weights are loaded.
 import copy
 import difflib
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 
@@ -43,23 +44,29 @@ def vision_config_from_timm(
             hint = "names of other libraries, with an owner, need library: transformers"
         raise ValueError(f"timm knows no model '{name}': {hint}")
     image_size = image_size or data.input_size[-1]
-
-    def build() -> tuple[nn.Module, Callable]:
-        backbone = timm.create_model(name, **timm_arguments(name, image_size))
-        return backbone, lambda pixels: timm_features(backbone, pixels)
-
-    features = try_out(name, image_size, "meta", build, own_size=data.input_size[-1])
-    is_cnn = features.ndim == 4
+    shape = _shape_from_timm(name, image_size, own_size=data.input_size[-1])
+    is_cnn = len(shape) == 4
     if is_cnn:
-        _, hidden_size, rows, columns = features.shape
+        _, hidden_size, rows, columns = shape
         num_patches = rows * columns
     else:
-        _, num_patches, hidden_size = features.shape
+        _, num_patches, hidden_size = shape
     known = {
         "library": "timm", "name": name, "image_size": image_size, "hidden_size": hidden_size,
         "num_patches": num_patches, "feature_norm": not is_cnn, "image_mean": data.mean, "image_std": data.std,
     }  # fmt: skip
     return ParGoVisionConfig(**{**known, **overrides})
+
+
+@lru_cache
+def _shape_from_timm(name: str, image_size: int, own_size: int) -> torch.Size:
+    """Return the shape of the features of two images; a run asks several times."""
+
+    def build() -> tuple[nn.Module, Callable]:
+        backbone = timm_module().create_model(name, **timm_arguments(name, image_size))
+        return backbone, lambda pixels: timm_features(backbone, pixels)
+
+    return try_out(name, image_size, "meta", build, own_size).shape
 
 
 def vision_config_from_transformers(
