@@ -79,6 +79,7 @@ def warm_python() -> WarmPython:
     """One for all commands of this process; it ends with it."""
     folder = tempfile.TemporaryDirectory(prefix="warm-python-")
     warm = WarmPython(Path(folder.name), {**os.environ, **ON_CPU})
+    warm.start()
     atexit.register(folder.cleanup)
     atexit.register(warm.close)
     return warm

@@ -65,39 +65,52 @@ PRELOADED = [
     "pargo_ds.convert.trial.trial",
     "pargo_ds.checkpoint.frozen",
 ]
-# What torch.distributed.run gives its processes is read when the process group starts.
-SET_BY_LAUNCHER = ("TORCHELASTIC_", "TORCH_NCCL_")
 # Libraries read these when they are imported: a command must have them as this process has.
 READ_AT_IMPORT = (
     *("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DS_"),
-    *("CUDA_", "TORCH", "PYTORCH_", "LD_", "TOKENIZERS_", "HOME", "XDG_", "TRITON_", "NUMBA_"),
+    *("CUDA_", "TORCH", "PYTORCH_", "LD_", "HOME", "XDG_", "TRITON_", "NUMBA_"),
 )  # fmt: skip
+# Exceptions: a process group reads its own when it starts, accelerate's means CUDA, and
+# output is flushed with each line anyway.
+READ_LATER = (
+    *("TORCHELASTIC_", "TORCH_NCCL_", "TORCH_FR_", "PYTORCH_NVML_BASED_CUDA_CHECK"),
+    "PYTHONUNBUFFERED",
+)
 
 
 class WarmPython:
-    """The serving process and the command `path` that uses it; both end with this process."""
+    """The command `path` and the serving processes, one a host; all end with this process."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        address = folder / "socket"
+        self.folder, self.environment = folder, environment
         self.path = folder / "python"
+        self.servers: list[subprocess.Popen] = []
         client = Path(__file__).with_name("warm_client.py")
         self.path.write_text(
-            f'#!/bin/sh\nexec "{sys.executable}" -I -S "{client}" "{sys.executable}" "{address}" '
-            f'"$@"\n'
+            f'#!/bin/sh\nexec "{sys.executable}" -I -S "{client}" "{sys.executable}" '
+            f'"{folder}/$(uname -n)" "$@"\n'
         )
         self.path.chmod(0o755)
-        command = [sys.executable, __file__, str(address), str(self.path)]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+
+    def start(self, *prefix: str, wait: bool = True) -> None:
+        """Serve this host, or the one that the command `prefix` enters. Until it serves, `path` is
+        the ordinary interpreter.
+        """
+        command = [*prefix, sys.executable, __file__, str(self.folder), str(self.path)]
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment
         )
-        assert self.process.stdout is not None
-        self.process.stdout.readline()  # it listens
+        self.servers.append(server)
+        if wait:
+            assert server.stdout is not None
+            server.stdout.readline()
 
     def close(self) -> None:
-        """End the serving process and what it still runs."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        """End the serving processes and what they still run."""
+        for server in self.servers:
+            assert server.stdin is not None
+            server.stdin.close()
+            server.wait()
 
 
 class Server:
@@ -198,7 +211,7 @@ def read_at_import(environment: dict[str, str] | os._Environ[str]) -> dict[str, 
     read = {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_AT_IMPORT) and not name.startswith(SET_BY_LAUNCHER)
+        if name.startswith(READ_AT_IMPORT) and not name.startswith(READ_LATER)
     }
     folders = [folder for folder in import_folders(read) if not is_of_project(folder)]
     return {**read, "PYTHONPATH": os.pathsep.join(folders)}
@@ -263,8 +276,9 @@ def end(work: Callable[[], None]) -> NoReturn:
 
 
 def main() -> None:
-    """Import, listen at the address that is given, serve; in a forked process, run."""
-    address, warm = sys.argv[1:]
+    """Import, listen in the folder that is given, serve; in a forked process, run."""
+    folder, warm = sys.argv[1:]
+    address = Path(folder) / os.uname().nodename
     sys.path.pop(0)
     sys.path.insert(0, "")
     environment = read_at_import(os.environ)  # some libraries change it when they are imported
@@ -278,7 +292,8 @@ def main() -> None:
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads after the imports: a fork would lose them"
     listening = socket.socket(socket.AF_UNIX)
-    listening.bind(address)
+    address.unlink(missing_ok=True)  # of one that was killed
+    listening.bind(str(address))
     listening.listen(64)
     os.write(output, b"listening\n")
     os.close(output)

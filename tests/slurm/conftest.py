@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import install_slurm
 import pytest
 import yaml
 from tiny import ROOT, merged, metrics
+from warm_python import WarmPython
 
 SLURM_CONF = """
 ClusterName=lab
@@ -120,10 +120,17 @@ class Cluster:
         }
         self.environment.pop("TMPDIR", None)  # the jobs' is SITE_SCRATCH
         self.environment["SLURM_CONF"] = str(self.conf)
+        self.environment["OMP_NUM_THREADS"] = "1"
+        (folder / "python").mkdir()
+        self.python = WarmPython(
+            folder / "python",
+            {**self.environment, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
+        )
 
     def start(self) -> None:
         for name in ("etc", "log", "state", "spool", "munge", "dev", "scratch"):
             (self.folder / name).mkdir(parents=True)
+        self.python.start()
         for number in range(8):  # GPUs must be character devices
             (self.folder / f"dev/nvidia{number}").symlink_to("/dev/null")
         host = socket.gethostname().split(".")[0]
@@ -178,6 +185,9 @@ class Cluster:
             )
         )
 
+        pid = str(self.processes[node].pid)
+        self.python.start("nsenter", "--target", pid, "--mount", "--uts", wait=False)
+
     def kill_node(self, node: str) -> None:
         """Power off: every process of the node is gone at once."""
         for folder in Path("/proc").glob("[0-9]*"):
@@ -193,6 +203,7 @@ class Cluster:
         for process in self.processes.values():
             process.kill()
             process.wait(20)
+        self.python.close()
 
     def clear(self) -> None:
         """Cancel what runs or waits, and wait until both nodes are idle."""
@@ -248,7 +259,7 @@ class Project:
         "PARTITION": "gpu", "NODES": "2", "GPUS_PER_NODE": "0", "RANKS_PER_NODE": "1", "CPUS_PER_TASK": "1",
         "MEMORY": "1000", "EXCLUSIVE": "yes", "TIME": "30", "SMALL_CPUS": "1", "SMALL_MEMORY": "1000",
         "SMALL_TIME": "30", "SIGNAL": "USR1", "SIGNAL_LEAD": "60", "MAX_RESTARTS": "1", "PREFLIGHT": "yes",
-        "PREFLIGHT_FREE_GB": "0", "LOGS": "logs", "PYTHON": sys.executable,
+        "PREFLIGHT_FREE_GB": "0", "LOGS": "logs",
     }  # fmt: skip
 
     def __init__(self, folder: Path, cluster: Cluster, tiny_run: dict) -> None:
@@ -265,6 +276,7 @@ class Project:
             f"SITE_{name}={value}\n"
             for name, value in {
                 **self.SITE,
+                "PYTHON": str(self.cluster.python.path),
                 "SCRATCH": str(self.cluster.scratch),
                 **changes,
             }.items()
@@ -407,11 +419,8 @@ class Project:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_text().split("\0")
-                if str(self.folder / f"{run}.yaml") in words and words[1:3] == [
-                    "-m",
-                    "pargo_ds.train",
-                ]:
+                command = (folder / "cmdline").read_text()
+                if f"\0-m\0pargo_ds.train\0{self.folder / f'{run}.yaml'}\0" in command:
                     found.append(int(folder.name))
         return sorted(found)
 
