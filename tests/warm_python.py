@@ -71,10 +71,10 @@ READ_AT_IMPORT = (
     *("CUDA_", "TORCH", "PYTORCH_", "LD_", "HOME", "XDG_", "TRITON_", "NUMBA_"),
 )  # fmt: skip
 # Exceptions: a process group reads its own when it starts, accelerate's means CUDA, and
-# output is flushed with each line anyway.
+# output is flushed with each line anyway. Inductor sets where it keeps what it compiled.
 READ_LATER = (
     *("TORCHELASTIC_", "TORCH_NCCL_", "TORCH_FR_", "PYTORCH_NVML_BASED_CUDA_CHECK"),
-    "PYTHONUNBUFFERED",
+    *("PYTHONUNBUFFERED", "TORCHINDUCTOR_CACHE_DIR"),
 )
 
 
