@@ -20,7 +20,7 @@ from pargo_ds.data.building.merge import REJECTS, Merged, merge
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.shards.mds import COMPRESSIONS, write_shards
 from pargo_ds.data.shards.schema import Sample
-from pargo_ds.data.sources import Finish, Source
+from pargo_ds.data.sources import SampleTransform, Source
 from pargo_ds.data.sources.options import (
     add_building,
     add_mixture,
@@ -239,11 +239,17 @@ def _add_lengths(commands: Any) -> None:
 
 def run_source(options: argparse.Namespace) -> None:
     """Build the shards of one source, or one part of the shards."""
-    finish = Finish(
+    transform = SampleTransform(
         source=options.source_name, license=options.license, longest_side=options.longest_side
     )
-    plan = Plan(source=options.make(options), finish=finish, validation=options.validation, same_id=options.same_id,
-                compression=options.compression, shard_bytes=options.shard_bytes)  # fmt: skip
+    plan = Plan(
+        source=options.make(options),
+        transform=transform,
+        validation=options.validation,
+        same_id=options.same_id,
+        compression=options.compression,
+        shard_bytes=options.shard_bytes,
+    )
     place = Place.of(options.out, options.work)
     run = load_config(options.run_file) if options.run_file else None  # its faults before the work
     merged = build(

@@ -25,7 +25,7 @@ from pargo_ds.data.building.plan import WORK, Plan
 from pargo_ds.data.shards.folder import upload_folder
 from pargo_ds.data.shards.mds import read_index, read_samples
 from pargo_ds.data.shards.schema import Sample, id_digest
-from pargo_ds.data.sources import Finish, Llava
+from pargo_ds.data.sources import Llava, SampleTransform
 from pargo_ds.errors import BuildError
 
 
@@ -237,7 +237,7 @@ def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
         BuildError,
         match=f"longest_side: None there, 99 now.*Give the same ones.*delete {tmp_path / 'out'} to",
     ):
-        quietly(plan_of([], finish=Finish(longest_side=99)), tmp_path / "out")
+        quietly(plan_of([], transform=SampleTransform(longest_side=99)), tmp_path / "out")
     merge(tmp_path / "out")
     with pytest.raises(BuildError, match="compression: 'none' there, 'zstd' now"):
         quietly(plan_of([], compression="zstd"), tmp_path / "out")
@@ -341,7 +341,7 @@ def test_what_is_neither_a_share_nor_a_number_is_refused_before_the_work(
 def test_labels_that_cannot_be_stored_are_refused_before_the_work() -> None:
     for labels in ({"license": "\udcff"}, {"source": "caf\udce9"}):
         with pytest.raises(ValueError, match="is not UTF-8 text"):
-            Finish(**labels)
+            SampleTransform(**labels)
 
 
 def test_repeats_agree_with_a_plain_search() -> None:

@@ -116,7 +116,7 @@ def select(
     if number is not None and number < 1:
         raise CaptionError(f"{number} images are to be selected; expected at least 1")
     run.path.mkdir(parents=True, exist_ok=True)
-    plan = Plan(source=source, finish=candidates)
+    plan = Plan(source=source, transform=candidates)
     built = build(
         plan, Place(run.candidates), workers=workers, part=part, max_rejects=1.0, said=print
     )
