@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from pargo_ds.config import DataSection, load_config
-from pargo_ds.data.building.delivery import Place, build, upload
+from pargo_ds.data.building.delivery import Destination, build, upload
 from pargo_ds.data.building.merge import REJECTS, Merged, merge
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.shards.mds import COMPRESSIONS, write_shards
@@ -250,10 +250,14 @@ def run_source(options: argparse.Namespace) -> None:
         compression=options.compression,
         shard_bytes=options.shard_bytes,
     )
-    place = Place.of(options.out, options.work)
+    destination = Destination.of(options.out, options.work)
     run = load_config(options.run_file) if options.run_file else None  # its faults before the work
     merged = build(
-        plan, place, workers=options.workers, part=options.part, max_rejects=options.max_rejects
+        plan,
+        destination,
+        workers=options.workers,
+        part=options.part,
+        max_rejects=options.max_rejects,
     )
     if merged is None:
         print(
@@ -268,9 +272,9 @@ def run_source(options: argparse.Namespace) -> None:
             address = f"{options.out}/{name}".rstrip("/")
             streams = [one for one in run.data.train if one.path.rstrip("/") == address]
             own = [run.data.of_stream(stream) for stream in streams]
-            folders = [(str(place.local / name), data) for data in own or [run.data]]
+            folders = [(str(destination.local / name), data) for data in own or [run.data]]
             _write_lengths(folders, processor, options.workers)
-    _deliver(place, merged)
+    _deliver(destination, merged)
 
 
 def run_mixture(options: argparse.Namespace) -> None:
@@ -280,7 +284,7 @@ def run_mixture(options: argparse.Namespace) -> None:
     parts = []
     for path in options.files:
         parts += read_recipe(path, options.image_folder)
-    place = Place.of(options.out, options.work)
+    destination = Destination.of(options.out, options.work)
     builds = []
     for part in parts:
         own = {
@@ -288,8 +292,8 @@ def run_mixture(options: argparse.Namespace) -> None:
             "files": [part.file],
             "image_folder": part.image_folder,
         }
-        if place.remote is not None:
-            own["work"] = str(place.local / part.name)
+        if destination.remote is not None:
+            own["work"] = str(destination.local / part.name)
         build_options = argparse.Namespace(**{**vars(options), **own})
         build_options.make(
             build_options
@@ -316,22 +320,22 @@ def run_mixture(options: argparse.Namespace) -> None:
 
 def run_merge(options: argparse.Namespace) -> None:
     """Merge the parts of a build."""
-    place = Place.of(options.out, options.work)
-    _deliver(place, merge(place.local, options.max_rejects))
+    destination = Destination.of(options.out, options.work)
+    _deliver(destination, merge(destination.local, options.max_rejects))
 
 
-def _deliver(place: Place, merged: Merged) -> None:
-    if place.remote is not None:
-        upload(place, merged)
+def _deliver(destination: Destination, merged: Merged) -> None:
+    if destination.remote is not None:
+        upload(destination, merged)
     print(merged.table())
-    folder, splits = place.remote or place.local, sorted(merged.splits.items())
+    folder, splits = destination.remote or destination.local, sorted(merged.splits.items())
     where = ", ".join(f"{folder}/{name}: {number:,}" for name, number in splits)
     left_out = ""
     if merged.left_out:
-        left_out = f"; inputs left out: {place.local / REJECTS}"
+        left_out = f"; inputs left out: {destination.local / REJECTS}"
     print(f"{where.replace('/:', ':')} samples{left_out}")
-    if place.remote is not None:
-        print(f"{place.local} holds the same; delete it when you need it no more")
+    if destination.remote is not None:
+        print(f"{destination.local} holds the same; delete it when you need it no more")
 
 
 def run_lengths(options: argparse.Namespace) -> None:
