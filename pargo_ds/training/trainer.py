@@ -11,7 +11,7 @@ import torch
 
 from pargo_ds import distributed
 from pargo_ds.batch import Batch, fill, join, split_into_rows
-from pargo_ds.checkpoint.store import Saver
+from pargo_ds.checkpoint.saver import Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.training.bad_steps import BadSteps
 from pargo_ds.training.inputs import device_inputs
