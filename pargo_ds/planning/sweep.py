@@ -63,7 +63,11 @@ def variants(runs: Sequence[RunConfig], sizes: Sequence[str]) -> dict[tuple[str,
         raise ConfigError(f"two runs have one name: {', '.join(names)}")
     if not sizes:
         return {(run.name, ""): run for run in runs}
-    return {(run.name, size.lower()): with_llm(run, size) for run in runs for size in sizes}
+    found = {}
+    for run in runs:
+        for size in sizes:
+            found[run.name, size.lower()] = with_llm(run, size)
+    return found
 
 
 def with_llm(run: RunConfig, size: str) -> RunConfig:

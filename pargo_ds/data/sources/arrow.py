@@ -48,10 +48,13 @@ def _saved_files(folder: Path) -> list[str]:
         raise SourceError(
             f"{folder} selects rows by an index file; write it with flatten_indices().save_to_disk(...)"
         )
-    names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files", [])]
-    if not names:
+    files = []
+    for entry in state.get("_data_files", []):
+        name = Path(str(entry.get("filename"))).name
+        files.append(str(folder / name))
+    if not files:
         raise SourceError(f"{folder / 'state.json'} names no data files; save the data set anew")
-    return [str(folder / name) for name in names]
+    return files
 
 
 def _json(path: Path) -> dict[str, Any]:
