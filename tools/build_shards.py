@@ -225,9 +225,7 @@ def run_mixture(options: argparse.Namespace) -> None:
         if destination.remote is not None:
             own["work"] = str(destination.local / part.name)
         build_options = argparse.Namespace(**{**vars(options), **own})
-        build_options.make(
-            build_options
-        )  # faults of the last one are told before the first is built
+        build_options.make(build_options)  # its faults, before the first data set is built
         builds.append(build_options)
     names = [build_options.out for build_options in builds]
     if len(set(names)) < len(names):

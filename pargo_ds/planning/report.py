@@ -36,7 +36,7 @@ def plan_text(
         time_text(asked),
         throughput_text(subject, cluster, load, asked),
         "\n# ZeRO stages, each with as few checkpointed layers as fit; the fastest first",
-        ways_table(others),
+        strategies_table(others),
         best_text(asked, others[0]),
         "\n# data and checkpoints",
         storage_text(subject, cluster, load, asked, disk_gbs),
@@ -110,7 +110,7 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def ways_table(found: Sequence[Strategy]) -> str:
+def strategies_table(found: Sequence[Strategy]) -> str:
     """A row for each strategy."""
     lines = [
         f"{'ZeRO':>4} {'checkpointed':>12} {'GiB a rank':>10} {'fits':>5} {'s a step':>9} {'MFU':>5} bound by"
