@@ -21,7 +21,7 @@ from pargo_ds.errors import ConfigError
 from pargo_ds.model_sections import AttentionSection, LLMSection, VisionSection
 from pargo_ds.projector_sections import AnyProjectorSection, ParGoSection
 from pargo_ds.section import Section, faults_of
-from pargo_ds.settings_file import Place, parse_value, read_yaml
+from pargo_ds.settings_file import KeyPath, parse_value, read_yaml
 from pargo_ds.train_sections import TrainSection
 
 
@@ -231,14 +231,14 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     raw = settings.values
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds {type(raw).__name__}, expected a mapping of run settings")
-    origins = {place: f"line {line}" for place, line in settings.lines.items()}
+    origins = {keys: f"line {line}" for keys, line in settings.lines.items()}
     for override in overrides:
         origins[_apply_override(raw, override)] = "--set"
     return parse_config(raw, source=str(path), origins=origins)
 
 
 def parse_config(
-    raw: dict[str, Any], source: str = "config", origins: typing.Mapping[Place, str] | None = None
+    raw: dict[str, Any], source: str = "config", origins: typing.Mapping[KeyPath, str] | None = None
 ) -> RunConfig:
     """Check a plain mapping of settings.
 
@@ -258,7 +258,7 @@ short for `llm: {mode: frozen}`.
 """
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> Place:
+def _apply_override(raw: dict[str, Any], override: str) -> KeyPath:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected a.b=value")

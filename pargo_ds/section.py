@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pargo_ds.settings_file import Place
+from pargo_ds.settings_file import KeyPath
 
 RENAMED = {"held_out": "validation", "pictures_per_pack": "images_per_pack"}
 """Former names of keys and the names that they have now, for the message of an unknown key."""
@@ -26,7 +26,7 @@ def faults_of(
     error: ValidationError,
     top: type[Section],
     source: str,
-    origins: typing.Mapping[Place, str] | None = None,
+    origins: typing.Mapping[KeyPath, str] | None = None,
 ) -> str:
     """Describe each fault of the settings in one line.
 
@@ -38,12 +38,12 @@ def faults_of(
     """
     faults = []
     for one in error.errors():
-        keys, section = _place(top, one["loc"])
+        keys, section = _key_path(top, one["loc"])
         faults.append(f"  - {_origin(keys, origins or {})}{_fault(one, keys, section)}")
     return f"{source}: {len(faults)} fault(s)\n" + "\n".join(faults)
 
 
-def _origin(keys: Place, origins: typing.Mapping[Place, str]) -> str:
+def _origin(keys: KeyPath, origins: typing.Mapping[KeyPath, str]) -> str:
     """Where the value of the deepest known key was written, ready to stand before its fault."""
     for depth in range(len(keys), 0, -1):
         if keys[:depth] in origins:
@@ -51,7 +51,7 @@ def _origin(keys: Place, origins: typing.Mapping[Place, str]) -> str:
     return ""
 
 
-def _fault(error: Any, keys: Place, section: type[Section]) -> str:
+def _fault(error: Any, keys: KeyPath, section: type[Section]) -> str:
     place = ".".join(str(key) for key in keys) or "run file"
     if error["type"] == "extra_forbidden":
         known = list(section.model_fields)
@@ -88,7 +88,7 @@ def _hint(kind: str, value: Any) -> str:
     return ""
 
 
-def _place(top: type[Section], location: Place) -> tuple[Place, type[Section]]:
+def _key_path(top: type[Section], location: KeyPath) -> tuple[KeyPath, type[Section]]:
     """The keys of the file that lead to `location`, and the class of the last section on the way.
 
     pydantic's location also names the member of a union that the key `type` chose. That name is no

@@ -53,7 +53,7 @@ NOT_OF_A_VALUE = (
 )
 """Tokens that a single value does not need; where they occur, a text in quotes was meant."""
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 """Keys and list positions that lead to a value, such as ("data", "train", 0, "path")."""
 
 
@@ -62,7 +62,7 @@ class Settings:
     """The contents of a YAML text, and the line of each value, counted from 1."""
 
     values: Any
-    lines: dict[Place, int]
+    lines: dict[KeyPath, int]
 
 
 def _without_dates(resolvers: dict[str, list[tuple[str, Any]]]) -> dict[str, list[tuple[str, Any]]]:
@@ -123,7 +123,7 @@ def parse_yaml(text: str, source: str) -> Settings:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        lines: dict[Place, int] = {}
+        lines: dict[KeyPath, int] = {}
         if node is None:
             return Settings(None, lines)
         _check(node, (), source, lines, set())
@@ -148,13 +148,13 @@ def parse_yaml(text: str, source: str) -> Settings:
 
 
 def _check(
-    node: yaml.Node, place: Place, source: str, lines: dict[Place, int], seen: set[int]
+    node: yaml.Node, keys: KeyPath, source: str, lines: dict[KeyPath, int], seen: set[int]
 ) -> None:
     """Note the lines of a node and of all nodes below it.
 
     Raises ConfigError for faults that PyYAML would accept silently.
     """
-    lines.setdefault(place, node.start_mark.line + 1)
+    lines.setdefault(keys, node.start_mark.line + 1)
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))
@@ -166,13 +166,13 @@ def _check(
         _check_word(node, source)
     elif isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            _check(item, (*place, index), source, lines, seen)
+            _check(item, (*keys, index), source, lines, seen)
     elif isinstance(node, yaml.MappingNode):
         _check_keys(node, source)
         for key, value in node.value:
-            below = place
+            below = keys
             if isinstance(key, yaml.ScalarNode):
-                below = (*place, key.value)
+                below = (*keys, key.value)
             lines.setdefault(below, key.start_mark.line + 1)
             _check(value, below, source, lines, seen)
 

@@ -228,8 +228,9 @@ def train_on(
     from pargo_ds import assembly
     from pargo_ds.assembly.calibration import start_projector
     from pargo_ds.assembly.zero import zero_stage
-    from pargo_ds.checkpoint import store
     from pargo_ds.checkpoint.frozen import frozen_hashes
+    from pargo_ds.checkpoint.manifest import versions
+    from pargo_ds.checkpoint.resume import find_resume
     from pargo_ds.evaluation.during_training import evaluator, read_slices
     from pargo_ds.training import preparation, run_folder
     from pargo_ds.training.engine import build_engine
@@ -241,11 +242,11 @@ def train_on(
 
     started = time.perf_counter()
     stage = zero_stage(settings)
-    resume = store.find_resume(run_folder.checkpoints_dir(run))
+    resume = find_resume(run_folder.checkpoints_dir(run))
     processor = assembly.build_processor(run)
     assembly.check_processor(run, processor)
     slices = distributed.run_on_all_ranks(lambda: read_slices(run.evaluation, processor))
-    if resume is None or resume[1].versions != store.versions():
+    if resume is None or resume[1].versions != versions():
         try_what_follows(run, processor)
     model, fingerprint, again = preparation.prepare_model(run, processor, settings, device, resume)
     packing = model.packing(run.batch.tokens_per_pack, run.batch.tokens_per_row)

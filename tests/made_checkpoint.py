@@ -13,8 +13,7 @@ from pargo_ds import assembly
 from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.checkpoint.fragments import WEIGHT, Fragment, as_tensors, fragment_file
 from pargo_ds.checkpoint.frozen import frozen_hashes
-from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file
-from pargo_ds.checkpoint.store import versions
+from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file, versions
 from pargo_ds.config import RunConfig, parse_config
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": "all-linear"}

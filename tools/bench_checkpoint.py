@@ -89,7 +89,7 @@ def build(millions: float, stage: int) -> Any:
 def measure(millions: float, stage: int, turns: int, folder: Path) -> dict[str, Any]:
     """Return the medians of both kinds of checkpoint for one size."""
     from pargo_ds import distributed
-    from pargo_ds.checkpoint.store import RunMetadata, Saver
+    from pargo_ds.checkpoint.saver import RunMetadata, Saver
 
     engine = build(millions, stage)
     facts = RunMetadata(

@@ -171,7 +171,7 @@ def make(folder: Path) -> None:
     from pargo_ds import assembly, distributed
     from pargo_ds.assembly.freezing import apply_freezing
     from pargo_ds.checkpoint.frozen import frozen_hashes
-    from pargo_ds.checkpoint.store import RunMetadata, Saver
+    from pargo_ds.checkpoint.saver import RunMetadata, Saver
     from pargo_ds.config import load_config
     from pargo_ds.training.engine import build_engine, deepspeed_settings, start_distributed
 

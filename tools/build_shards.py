@@ -5,22 +5,15 @@ sample).
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pargo_ds.config import DataSection, load_config
-from pargo_ds.data.building.delivery import Place, build, upload
+from pargo_ds.data.building.delivery import Destination, build, upload
 from pargo_ds.data.building.merge import REJECTS, Merged, merge
 from pargo_ds.data.building.plan import Plan
-from pargo_ds.data.shards.mds import COMPRESSIONS, write_shards
-from pargo_ds.data.shards.schema import Sample
-from pargo_ds.data.sources import Finish, Source
+from pargo_ds.data.sources import SampleTransform, Source
 from pargo_ds.data.sources.options import (
     add_building,
     add_mixture,
@@ -29,10 +22,8 @@ from pargo_ds.data.sources.options import (
     part_of_array,
 )
 from pargo_ds.data.sources.recipes import read_recipe
-from pargo_ds.files.whole_folder import whole_folder
-from pargo_ds.scenes.glyphs import STYLES, default_cache, prepare_style
-from pargo_ds.scenes.questions import ASKING
-from pargo_ds.scenes.splits import SPLITS, ScenesPlan, scene_samples
+from pargo_ds.scenes.build import build_scenes
+from pargo_ds.scenes.options import add_scenes, plan_of
 from pargo_ds.settings_file import format_yaml
 
 EXAMPLES = """\
@@ -62,24 +53,6 @@ examples (each source explains itself: build_shards.py llava --help):
 A build that was killed goes on when the same command is given again. The index appears when all shards are there.
 Nothing is left out silently: OUT/rejects.jsonl names each input that gave no sample, with the reason.
 """
-SCENES = """\
-examples:
-  The data of `make demo` (1,200 + 200 scenes, OpenMoji only, pip packages only, about 20 seconds):
-    python tools/build_shards.py scenes runs/demo/data
-
-  A tiny set to look at:
-    python tools/build_shards.py scenes /tmp/few --train 8 --validation 4 --workers 1
-
-  Learn from two artists, be tested on a third (fetches one Debian and one npm package, 26 MB):
-    python tools/build_shards.py scenes data/scenes --styles openmoji,noto,fluent --hold-out-style noto
-
-what comes out:
-  OUT/train, OUT/validation   folders of shards with an index.json each; give one of them to readers
-  OUT/split.json            seed, counts, styles and concepts of each split, sources and licences
-
-The same arguments give the same bytes, whatever the number of workers. OUT is whole or absent: it is written under a
-temporary name and renamed at the end.
-"""
 FORM = argparse.RawDescriptionHelpFormatter
 
 
@@ -92,7 +65,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_sources(commands, run_source)
     add_mixture(commands, run_mixture)
     _add_captions(commands)
-    _add_scenes(commands)
+    add_scenes(commands, run_scenes)
     _add_merge(commands)
     _add_lengths(commands)
     return parser.parse_args(arguments)
@@ -140,67 +113,6 @@ def _captions(options: argparse.Namespace) -> Source:
     return Captions.of(options.captions_run, options.dropped)
 
 
-def _add_scenes(commands: Any) -> None:
-    scenes = commands.add_parser(
-        "scenes",
-        help="composed scenes of emoji images, with captions and questions whose truth is known",
-        description="Compose scenes: one large object and two to four small ones at named places.",
-        epilog=SCENES,
-        formatter_class=FORM,
-    )
-    scenes.set_defaults(run=build_scenes)
-    scenes.add_argument("out", metavar="OUT", type=Path, help="folder to make")
-    scenes.add_argument(
-        "--seed", type=int, default=0, help="everything follows from it (default 0)"
-    )
-    scenes.add_argument(
-        "--train", type=int, default=1200, metavar="N", help="scenes to train on (default 1200)"
-    )
-    scenes.add_argument(
-        "--validation", type=int, default=200, metavar="N", help="scenes to test on (default 200)"
-    )
-    scenes.add_argument(
-        "--size", type=int, default=256, help="width and height in pixels (default 256)"
-    )
-    scenes.add_argument(
-        "--styles",
-        default="openmoji",
-        help=f"comma-separated, of {', '.join(STYLES)} (default openmoji)",
-    )
-    scenes.add_argument(
-        "--hold-out-style",
-        choices=sorted(STYLES),
-        help="draw this style in validation only, and nothing else there",
-    )
-    scenes.add_argument(
-        "--concepts",
-        type=int,
-        metavar="N",
-        help="approximate number of different things, from all groups (default: all)",
-    )
-    scenes.add_argument(
-        "--questions",
-        choices=sorted(ASKING),
-        default="mixed",
-        help="mixed: names, colours, places, counts, yes and no; names: of every thing, the small "
-        "ones too (default mixed)",
-    )
-    scenes.add_argument(
-        "--compression", choices=COMPRESSIONS, default="none", help="of the shards (default none)"
-    )
-    scenes.add_argument(
-        "--cache", type=Path, help=f"folder for fetched styles (default {default_cache()})"
-    )
-    scenes.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        metavar="N",
-        help="processes that draw (default: all cores)",
-    )
-    scenes.add_argument("--force", action="store_true", help="replace OUT if it exists")
-
-
 def _add_merge(commands: Any) -> None:
     parser = commands.add_parser(
         "merge", help="make one data set of the parts that --part built",
@@ -239,15 +151,25 @@ def _add_lengths(commands: Any) -> None:
 
 def run_source(options: argparse.Namespace) -> None:
     """Build the shards of one source, or one part of the shards."""
-    finish = Finish(
+    transform = SampleTransform(
         source=options.source_name, license=options.license, longest_side=options.longest_side
     )
-    plan = Plan(source=options.make(options), finish=finish, validation=options.validation, same_id=options.same_id,
-                compression=options.compression, shard_bytes=options.shard_bytes)  # fmt: skip
-    place = Place.of(options.out, options.work)
+    plan = Plan(
+        source=options.make(options),
+        transform=transform,
+        validation=options.validation,
+        same_id=options.same_id,
+        compression=options.compression,
+        shard_bytes=options.shard_bytes,
+    )
+    destination = Destination.of(options.out, options.work)
     run = load_config(options.run_file) if options.run_file else None  # its faults before the work
     merged = build(
-        plan, place, workers=options.workers, part=options.part, max_rejects=options.max_rejects
+        plan,
+        destination,
+        workers=options.workers,
+        part=options.part,
+        max_rejects=options.max_rejects,
     )
     if merged is None:
         print(
@@ -262,9 +184,27 @@ def run_source(options: argparse.Namespace) -> None:
             address = f"{options.out}/{name}".rstrip("/")
             streams = [one for one in run.data.train if one.path.rstrip("/") == address]
             own = [run.data.of_stream(stream) for stream in streams]
-            folders = [(str(place.local / name), data) for data in own or [run.data]]
+            folders = [(str(destination.local / name), data) for data in own or [run.data]]
             _write_lengths(folders, processor, options.workers)
-    _deliver(place, merged)
+    _deliver(destination, merged)
+
+
+def run_scenes(options: argparse.Namespace) -> None:
+    """Compose the scenes of both splits. Raises as `build_scenes`."""
+    plan = plan_of(options)
+    description = build_scenes(
+        plan,
+        options.out,
+        compression=options.compression,
+        workers=options.workers,
+        force=options.force,
+    )
+    styles, concepts = description["styles"], description["concepts"]
+    print(
+        f"{options.out}: {plan.train} scenes to train on ({', '.join(styles['train'])}), "
+        f"{plan.validation} held out ({', '.join(styles['validation'])}); "
+        f"{len(description['held_out_concepts'])} of {len(concepts['validation'])} concepts held out"
+    )
 
 
 def run_mixture(options: argparse.Namespace) -> None:
@@ -274,7 +214,7 @@ def run_mixture(options: argparse.Namespace) -> None:
     parts = []
     for path in options.files:
         parts += read_recipe(path, options.image_folder)
-    place = Place.of(options.out, options.work)
+    destination = Destination.of(options.out, options.work)
     builds = []
     for part in parts:
         own = {
@@ -282,12 +222,10 @@ def run_mixture(options: argparse.Namespace) -> None:
             "files": [part.file],
             "image_folder": part.image_folder,
         }
-        if place.remote is not None:
-            own["work"] = str(place.local / part.name)
+        if destination.remote is not None:
+            own["work"] = str(destination.local / part.name)
         build_options = argparse.Namespace(**{**vars(options), **own})
-        build_options.make(
-            build_options
-        )  # faults of the last one are told before the first is built
+        build_options.make(build_options)  # its faults, before the first data set is built
         builds.append(build_options)
     names = [build_options.out for build_options in builds]
     if len(set(names)) < len(names):
@@ -310,22 +248,22 @@ def run_mixture(options: argparse.Namespace) -> None:
 
 def run_merge(options: argparse.Namespace) -> None:
     """Merge the parts of a build."""
-    place = Place.of(options.out, options.work)
-    _deliver(place, merge(place.local, options.max_rejects))
+    destination = Destination.of(options.out, options.work)
+    _deliver(destination, merge(destination.local, options.max_rejects))
 
 
-def _deliver(place: Place, merged: Merged) -> None:
-    if place.remote is not None:
-        upload(place, merged)
+def _deliver(destination: Destination, merged: Merged) -> None:
+    if destination.remote is not None:
+        upload(destination, merged)
     print(merged.table())
-    folder, splits = place.remote or place.local, sorted(merged.splits.items())
+    folder, splits = destination.remote or destination.local, sorted(merged.splits.items())
     where = ", ".join(f"{folder}/{name}: {number:,}" for name, number in splits)
     left_out = ""
     if merged.left_out:
-        left_out = f"; inputs left out: {place.local / REJECTS}"
+        left_out = f"; inputs left out: {destination.local / REJECTS}"
     print(f"{where.replace('/:', ':')} samples{left_out}")
-    if place.remote is not None:
-        print(f"{place.local} holds the same; delete it when you need it no more")
+    if destination.remote is not None:
+        print(f"{destination.local} holds the same; delete it when you need it no more")
 
 
 def run_lengths(options: argparse.Namespace) -> None:
@@ -348,45 +286,6 @@ def _write_lengths(folders: list[tuple[str, DataSection]], processor: Any, worke
             open_folder(path, data.cache, "lengths"), data, processor, workers
         )
         print(f"{path}: lengths in {side_car}")
-
-
-def build_scenes(options: argparse.Namespace) -> None:
-    """Write both splits and split.json into `options.out`. Raises ValueError for faults that the
-    user can correct.
-    """
-    plan = ScenesPlan(
-        seed=options.seed,
-        train=options.train,
-        validation=options.validation,
-        size=options.size,
-        styles=tuple(style.strip() for style in options.styles.split(",") if style.strip()),
-        hold_out_style=options.hold_out_style,
-        concepts=options.concepts,
-        questions=options.questions,
-        cache=options.cache,
-    )
-    for style in plan.styles:
-        prepare_style(
-            style, plan.cache
-        )  # missing images are an error now, not after the first split
-    with whole_folder(options.out, force=options.force) as unfinished:
-        for split in SPLITS:
-            samples = scene_samples(plan, split, workers=options.workers)
-            shown = _with_progress(samples, getattr(plan, split), split)
-            write_shards(shown, unfinished / split, compression=options.compression)
-        description = plan.description()
-        (unfinished / "split.json").write_text(
-            json.dumps(description, indent=1, sort_keys=True) + "\n"
-        )
-    print(
-        f"{options.out}: {plan.train} scenes to train on ({', '.join(description['styles']['train'])}), "
-        f"{plan.validation} held out ({', '.join(description['styles']['validation'])}); "
-        f"{len(description['held_out_concepts'])} of {len(description['concepts']['validation'])} concepts held out"
-    )
-
-
-def _with_progress(samples: Iterable[Sample], total: int, split: str) -> Iterable[Sample]:
-    return tqdm(samples, total=total, desc=f"{split:>8}", unit="scene", disable=None)
 
 
 def main(arguments: list[str] | None = None) -> int:

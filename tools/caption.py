@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.captioning.ask.asking import Account, Manner
+from pargo_ds.captioning.ask.asking import Account, RequestPolicy
 from pargo_ds.captioning.ask.batch_files import forget, read_results, write_batches
 from pargo_ds.captioning.ask.captions import jobs_of, write_captions, write_truth
 from pargo_ds.captioning.ask.endpoint import check_address, read_key
@@ -176,7 +176,7 @@ def _online(options: argparse.Namespace) -> Online:
     parameters = Parameters(
         options.model, options.sent_side, options.max_tokens, options.temperature
     )
-    manner = Manner(options.tries, options.pause, options.at_once, options.requests_per_minute,
+    policy = RequestPolicy(options.tries, options.pause, options.at_once, options.requests_per_minute,
                     options.tokens_per_minute)  # fmt: skip
     return Online(
         address=check_address(options.endpoint) if options.endpoint else "",
@@ -185,7 +185,7 @@ def _online(options: argparse.Namespace) -> Online:
         parameters=parameters,
         price=options.price,
         limit=options.budget,
-        manner=manner,
+        policy=policy,
         timeout_s=options.timeout,
         until_budget=options.until_budget,
     )

@@ -126,13 +126,13 @@ def plan_run(options: argparse.Namespace) -> None:
     typical = load.typical_load(run, what.visual_tokens, options.images, options.targets)
     mode = run.train.llm.mode
     times = host.measured_times(mode) if options.measure_host else host.table_times(mode)
-    place = plan.Place(options.gpus, gpu, network, times)
-    asked = plan.asked_way(what, place, typical)
-    others = plan.ways(what, place, typical)
-    plan.check_fits(asked, others, place)
+    cluster = plan.Cluster(options.gpus, gpu, network, times)
+    asked = plan.asked_strategy(what, cluster, typical)
+    others = plan.strategies(what, cluster, typical)
+    plan.check_fits(asked, others, cluster)
     if options.save:
-        residual.save(run.run_dir, residual.prediction(what, place, typical, asked))
-    print(report.plan_text(what, place, typical, asked, others, options.disk))
+        residual.save(run.run_dir, residual.prediction(what, cluster, typical, asked))
+    print(report.plan_text(what, cluster, typical, asked, others, options.disk))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pargo_ds.captioning.run_files import Row, RunFolder, needed, read_lines
 from pargo_ds.captioning.select.select import read_images
 from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import Chunk, Reject, Source
-from pargo_ds.data.sources.source import Where
+from pargo_ds.data.sources.source import InputLocation
 from pargo_ds.errors import CaptionError
 
 
@@ -63,7 +63,7 @@ class Captions(Source):
                 f"Run tools/caption.py caption, score and decide on {self.run}"
             ) from error
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield each decision with its image, which is None for a caption that is not wanted."""
         folder, first, rows = payload
         run = RunFolder(Path(folder))
@@ -80,7 +80,7 @@ class Captions(Source):
             return not decision["kept"] and bool(decision["detailed"])
         return decision["kept"]
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the id of the decision's image."""
         return entry[0]["id"]
 

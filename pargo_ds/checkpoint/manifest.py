@@ -7,6 +7,7 @@ last.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
@@ -22,6 +23,11 @@ from pargo_ds.files.whole_file import write_whole
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 LATEST = "latest"
+WRITING, REPLACED, REMOVED, DAMAGED = ".writing_", ".replaced_", ".removed_", "damaged_"
+"""What the name of a folder begins with while it is written, replaced or removed, and when it is
+damaged.
+"""
+PACKAGES = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,11 @@ class Manifest:
             json.dump(body | {"hash": hash_of(body)}, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages on which the results of a run depend."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def step_folder(checkpoints: Path, step: int) -> Path:

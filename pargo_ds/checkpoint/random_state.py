@@ -8,6 +8,11 @@ import numpy as np
 import torch
 
 
+def random_file(rank: int) -> str:
+    """Return the name of a rank's random state in a checkpoint."""
+    return f"random/rank_{rank:05d}.safetensors"
+
+
 def random_state() -> dict[str, torch.Tensor]:
     """Return the random state of torch (CPU and this rank's GPU) and numpy."""
     numpy = np.random.get_state()

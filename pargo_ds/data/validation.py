@@ -54,7 +54,9 @@ def validation_batches(
         log.info("%s: left out %d conversations that do not fit into a pack", path, stream.skipped)
     stored_order = [np.arange(len(stream.lengths), dtype=np.uint32)]
     plan = make_plan(stored_order, mixture.counts, mixture.budget, seed=0, epoch=0)
-    chosen = [step.packs_of(0, 1)[0] for step, _ in islice(plan.steps(Position()), packs)]
+    chosen = []
+    for step, _ in islice(plan.steps(Position()), packs):
+        chosen.append(step.packs_of(0, 1)[0])
     chosen += [stored_order[0][:0]] * (-len(chosen) % world_size)
     mine = chosen[rank::world_size]
     if not mine:

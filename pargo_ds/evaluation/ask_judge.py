@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pargo_ds.errors import UserError
 from pargo_ds.evaluation.benchmark import Answer, Grading, Item
 from pargo_ds.evaluation.benchmarks import BENCHMARKS, benchmark_named
-from pargo_ds.evaluation.judge import Book, Verdict, book_missing, messages, with_prompt
+from pargo_ds.evaluation.judge import Verdict, VerdictStore, answers_to_judge, messages, with_prompt
 from pargo_ds.evaluation.score import stores_in
 
 SETTINGS = {"temperature": 0, "max_tokens": 32}
@@ -75,17 +75,17 @@ async def judge_folder(
         raise UserError(f"{out} holds no answers that need a judge: --judge changes nothing there")
     asked = 0
     for name, store in stores.items():
-        grading, book = gradings[name], Book(store)
-        todo = book_missing(book)
-        book.open(model, grading, SETTINGS)
-        book.write(book.verdicts().values())  # without a line that a kill has cut
-        await _judge_all(book, todo, ask, model, grading, progress)
+        grading, verdict_store = gradings[name], VerdictStore(store)
+        todo = answers_to_judge(verdict_store)
+        verdict_store.open(model, grading, SETTINGS)
+        verdict_store.write(verdict_store.verdicts().values())  # without a line that a kill has cut
+        await _judge_all(verdict_store, todo, ask, model, grading, progress)
         asked += len(todo)
     return asked
 
 
 async def _judge_all(
-    book: Book,
+    verdict_store: VerdictStore,
     todo: list[tuple[Item, Answer]],
     ask: Ask,
     model: str,
@@ -98,7 +98,7 @@ async def _judge_all(
         async with places:
             body = {"model": model, "messages": messages(grading, item, answer), **SETTINGS}
             reply = await _reply(ask, body)
-        book.add(Verdict(item.id, answer.text, reply.text, reply.model, reply.reason))
+        verdict_store.add(Verdict(item.id, answer.text, reply.text, reply.model, reply.reason))
         progress(1)
 
     tasks = [asyncio.create_task(one(item, answer)) for item, answer in todo]

@@ -72,7 +72,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Book:
+class VerdictStore:
     """The verdicts on one benchmark's answers."""
 
     store: Store
@@ -142,9 +142,13 @@ def judged_benchmark(benchmark: Benchmark, stores: Sequence[Store]) -> Benchmark
 
     Raises OtherAnswersError when the stores had different judges.
     """
-    grading, books = benchmark.grading, [Book(store) for store in stores]
-    judges = [book.asked() for book in books]
-    if grading is None or None in judges or any(book_missing(book) for book in books):
+    grading, verdict_stores = benchmark.grading, [VerdictStore(store) for store in stores]
+    judges = [verdict_store.asked() for verdict_store in verdict_stores]
+    if (
+        grading is None
+        or None in judges
+        or any(answers_to_judge(verdict_store) for verdict_store in verdict_stores)
+    ):
         return benchmark
     if any(judge != judges[0] for judge in judges):
         raise OtherAnswersError(
@@ -152,16 +156,16 @@ def judged_benchmark(benchmark: Benchmark, stores: Sequence[Store]) -> Benchmark
             "different prompts; a difference would mean nothing"
         )
     verdicts: dict[tuple[str, str], Verdict] = {}
-    for book in books:
-        verdicts |= book.verdicts()
+    for verdict_store in verdict_stores:
+        verdicts |= verdict_store.verdicts()
 
     def rule(item: Item, answer: Answer) -> Judgement:
         raw = verdicts[item.id, answer.text].raw
         return grading.read(item, raw) if raw else Judgement(None, 0.0)
 
-    lost = sum(
-        rule(item, answer).said is None for book in books for item, answer in _answered(book)
-    )
+    lost = 0
+    for verdict_store in verdict_stores:
+        lost += sum(rule(*answered).said is None for answered in _answered(verdict_store))
     others = {} if benchmark.needs == "judge" else {WITHOUT_JUDGE: benchmark.judge}
     return dataclasses.replace(
         benchmark,
@@ -173,16 +177,16 @@ def judged_benchmark(benchmark: Benchmark, stores: Sequence[Store]) -> Benchmark
     )
 
 
-def _answered(book: Book) -> list[tuple[Item, Answer]]:
-    items = book.store.items()
-    answers, _ = book.store.answers(items)
+def _answered(verdict_store: VerdictStore) -> list[tuple[Item, Answer]]:
+    items = verdict_store.store.items()
+    answers, _ = verdict_store.store.answers(items)
     return list(zip(items, answers, strict=True))
 
 
-def book_missing(book: Book) -> list[tuple[Item, Answer]]:
+def answers_to_judge(verdict_store: VerdictStore) -> list[tuple[Item, Answer]]:
     """Answers without a verdict. Raises as `Store.answers` does."""
-    known = book.verdicts()
-    return [pair for pair in _answered(book) if (pair[0].id, pair[1].text) not in known]
+    known = verdict_store.verdicts()
+    return [pair for pair in _answered(verdict_store) if (pair[0].id, pair[1].text) not in known]
 
 
 def _said(asked: Mapping[str, Any], verdicts: Mapping[tuple[str, str], Verdict], lost: int) -> str:

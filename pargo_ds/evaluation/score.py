@@ -19,7 +19,7 @@ from pargo_ds.errors import UserError
 from pargo_ds.evaluation.benchmark import Answer, Benchmark, Item, Judgement, Mark, Totals
 from pargo_ds.evaluation.benchmarks import BENCHMARKS, benchmark_named
 from pargo_ds.evaluation.bootstrap import drawn_weights
-from pargo_ds.evaluation.judge import Book, book_missing, judged_benchmark
+from pargo_ds.evaluation.judge import VerdictStore, answers_to_judge, judged_benchmark
 from pargo_ds.evaluation.store import ASKED, OtherAnswersError, Store
 
 ENDS = (0.025, 0.975)
@@ -260,10 +260,10 @@ def unscored(out: Path, against: Path | None = None) -> list[str]:
     for name, store in stores_in(out).items():
         benchmark = _judged_as_in(name, store, others.get(name))
         number, title = store.asked()["number"], f"{benchmark.title} ({name})"
-        book = Book(store)
+        verdict_store = VerdictStore(store)
         if benchmark.needs:
             lines.append(f"{title}: {number:,} questions, not scored: {WAYS[benchmark.needs]}")
-        elif book.asked() is not None and (missing := book_missing(book)):
+        elif verdict_store.asked() is not None and (missing := answers_to_judge(verdict_store)):
             lines.append(
                 f"{title}: {len(missing):,} of {number:,} answers have no verdict of the judge yet;"
                 " the figures above are by words. The same command goes on"

@@ -94,8 +94,10 @@ def headlines(results: Results) -> Table:
     """
     rows = []
     for name in results.benchmarks:
-        own = [_own(found.get(name)).replace(" \\*", " *") for found in results.scores.values()]
-        rows.append([_headline(results, name), *own])
+        row = [_headline(results, name)]
+        for found in results.scores.values():
+            row.append(_own(found.get(name)).replace(" \\*", " *"))
+        rows.append(row)
         if results.changes:
             rows.append(["", *_differences(results, name)])
     title = "Benchmarks, with 95 % intervals; below each, the difference to the first export"

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from .configuration_pargo import IGNORE_INDEX, IMAGE_PLACEHOLDER
 from .conversations import Turn, as_text, checked_turns
 from .literals import Encoder, Spans, guard, restore
-from .prompt_habits import Habits, habits_of, marker_of, special_tokens
 from .prompt_layout import Rendered, lay_out, require_found
+from .prompt_properties import PromptProperties, marker_of, properties_of, special_tokens
 from .prompts import ChatTemplate, PaperPrompt, wants_parts
 from .tokenising import expanded, ids_and_places
 
@@ -47,7 +47,7 @@ class ConversationEncoding:
         Raises:
             ValueError: the chat template leaves answers without an end, or loses turns.
         """
-        ends = self._habits(self._prompt()).ends
+        ends = self._properties(self._prompt()).ends
         ids = set(self.tokenizer.convert_tokens_to_ids(list(ends)))
         if self.tokenizer.eos_token_id is not None:
             ids.add(self.tokenizer.eos_token_id)
@@ -95,9 +95,9 @@ class ConversationEncoding:
         self, turns: Sequence[Turn], add_generation_prompt: bool, options: Mapping[str, Any]
     ) -> Rendered:
         prompt = self._prompt(options)
-        habits = self._habits(prompt, options)
-        turns, stand_ins = guard(self._with_system_prompt(checked_turns(turns)), habits.control)
-        return restore(lay_out(prompt, habits, turns, add_generation_prompt), stand_ins)
+        properties = self._properties(prompt, options)
+        turns, stand_ins = guard(self._with_system_prompt(checked_turns(turns)), properties.control)
+        return restore(lay_out(prompt, properties, turns, add_generation_prompt), stand_ins)
 
     def _with_system_prompt(self, turns: list[Turn]) -> list[Turn]:
         if self.system_prompt is None or turns[0]["role"] == "system":
@@ -135,13 +135,13 @@ class ConversationEncoding:
             )
         return own.get(template, template)
 
-    def _habits(
+    def _properties(
         self, prompt: PaperPrompt | ChatTemplate, options: Mapping[str, Any] | None = None
-    ) -> Habits:
+    ) -> PromptProperties:
         """Learnt once: every conversation is rendered by the same prompt."""
-        key = _key("habits", self.prompt, self.chat_template, options or {})
+        key = _key("properties", self.prompt, self.chat_template, options or {})
         if key not in self._learnt:
-            self._learnt[key] = habits_of(prompt, self.tokenizer)
+            self._learnt[key] = properties_of(prompt, self.tokenizer)
         return self._learnt[key]
 
     def _face(
@@ -185,7 +185,7 @@ class ConversationEncoding:
 
         Raises ValueError as `stop_token_ids`.
         """
-        return self._habits(self._prompt()).control
+        return self._properties(self._prompt()).control
 
     def _tokenise(self, text: str) -> list[int]:
         """Text -> ids, each `<image>` a run of image tokens."""

@@ -1,19 +1,22 @@
-"""Insert visual tokens into word embeddings.
+"""Insert visual tokens into word embeddings, and make the inputs of the LLM of them.
 
 Axis legend: ids and `is_image` are `(rows, tokens)`, embeddings `(rows, tokens, llm_dim)`; pixels
 are `(images, 3, height, width)` for all images of all rows, in order of appearance.
 """
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_pargo import ParGoConfig
 from .llm import embedding_scale
-from .places import flat_places
+from .outputs_pargo import cache_argument, cached_length
+from .packed_attention import packed_positions
+from .places import Places, flat_places
 from .projectors import Projector
 from .vision import VisionTower
 
@@ -31,6 +34,8 @@ class ParGoFusion:
     if TYPE_CHECKING:
 
         def get_input_embeddings(self) -> nn.Module: ...
+
+        def get_decoder(self) -> nn.Module: ...
 
     @overload
     def get_image_features(
@@ -75,6 +80,51 @@ class ParGoFusion:
             ValueError: images and placeholders do not match.
         """
         return self._embed(input_ids, pixel_values, check=True)
+
+    def _llm_inputs(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        cu_seqlens: torch.Tensor | None,
+        max_seqlen: int | None,
+        use_cache: bool | None,
+        image_mask: torch.Tensor | None,
+        places: Places | None,
+    ) -> dict[str, Any]:
+        """Keyword arguments of `run_decoder`, for those of `forward`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        packed: dict[str, Any] = {}
+        if cu_seqlens is not None:
+            if places is None:
+                position_ids = packed_positions(
+                    cu_seqlens, position_ids, attention_mask, past, use_cache, max_seqlen
+                )
+            use_cache = None  # with a cache transformers would not see the sample boundaries
+            packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
+        if input_ids is not None:
+            if image_mask is not None:
+                input_ids = input_ids.masked_fill(image_mask, self.config.image_token_id)
+            images = None if places is None else places.images
+            inputs_embeds = self._embed_step(input_ids, pixel_values, cached_length(past), images)
+        elif inputs_embeds is not None and pixel_values is not None:
+            if image_mask is None:
+                image_mask = self._image_places(inputs_embeds)
+            images = flat_places(image_mask)
+            self._check_placeholders(images.numel(), pixel_values.shape[0])
+            inputs_embeds = self._place_images(inputs_embeds, images, pixel_values)
+        return {
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            cache_argument(type(self.get_decoder())): past,  # type: ignore[arg-type]  # it hashes
+            "use_cache": use_cache,
+            **packed,
+        }
 
     def _embed_step(
         self,

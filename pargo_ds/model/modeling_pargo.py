@@ -26,11 +26,11 @@ from .generation_pargo import ParGoGenerationMixin
 from .generation_settings import taken_over
 from .llm import DecoderOutput, decoder_of, run_llm, run_packed_llm
 from .loss_pargo import with_logits, with_loss
-from .outputs_pargo import ParGoOutput, cache_argument, cached_length, one_cache
+from .outputs_pargo import ParGoOutput, one_cache
 from .packed_attention import NAME as PACKED_ATTENTION
 from .packed_attention import LLMAttention, packed_positions, use_packed_attention
 from .packing import Packing, prove_packing
-from .places import Places, find_places, find_targets, flat_places
+from .places import Places, find_places, find_targets
 from .projectors import build_projector
 from .vision import VisionTower, reset_non_persistent_buffers
 
@@ -324,51 +324,6 @@ class ParGoForConditionalGeneration(PreTrainedModel, ParGoFusion, ParGoGeneratio
         """
         packed_positions(cu_seqlens, position_ids, None, None, None, max_seqlen)
         return find_places(input_ids, labels, cu_seqlens, self.config.image_token_id)
-
-    def _llm_inputs(
-        self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past: Cache | None,
-        inputs_embeds: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
-        cu_seqlens: torch.Tensor | None,
-        max_seqlen: int | None,
-        use_cache: bool | None,
-        image_mask: torch.Tensor | None,
-        places: Places | None,
-    ) -> dict[str, Any]:
-        """Keyword arguments of `run_decoder`, for those of `forward`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        packed: dict[str, Any] = {}
-        if cu_seqlens is not None:
-            if places is None:
-                position_ids = packed_positions(
-                    cu_seqlens, position_ids, attention_mask, past, use_cache, max_seqlen
-                )
-            use_cache = None  # with a cache transformers would not see the sample boundaries
-            packed = {"cu_seqlens": cu_seqlens, "max_seqlen": max_seqlen}
-        if input_ids is not None:
-            if image_mask is not None:
-                input_ids = input_ids.masked_fill(image_mask, self.config.image_token_id)
-            images = None if places is None else places.images
-            inputs_embeds = self._embed_step(input_ids, pixel_values, cached_length(past), images)
-        elif inputs_embeds is not None and pixel_values is not None:
-            if image_mask is None:
-                image_mask = self._image_places(inputs_embeds)
-            images = flat_places(image_mask)
-            self._check_placeholders(images.numel(), pixel_values.shape[0])
-            inputs_embeds = self._place_images(inputs_embeds, images, pixel_values)
-        return {
-            "inputs_embeds": inputs_embeds,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            cache_argument(type(self.get_decoder())): past,  # type: ignore[arg-type]  # it hashes
-            "use_cache": use_cache,
-            **packed,
-        }
 
     def packing(self, longest: int, row: int | None = None) -> Packing:
         """Return the exact road of packed rows of `row` tokens whose longest sample has `longest`

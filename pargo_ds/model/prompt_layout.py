@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .configuration_pargo import IMAGE_PLACEHOLDER
 from .conversations import Turn
-from .prompt_habits import Habits, no_end_message, start_of
+from .prompt_properties import PromptProperties, no_end_message, start_of
 from .prompts import ChatTemplate, PaperPrompt
 
 
@@ -30,7 +30,7 @@ class Rendered:
 
 def lay_out(
     prompt: PaperPrompt | ChatTemplate,
-    habits: Habits,
+    properties: PromptProperties,
     turns: Sequence[Turn],
     add_generation_prompt: bool = False,
 ) -> Rendered:
@@ -50,10 +50,10 @@ def lay_out(
     for i, start, limit in zip(places, starts, limits, strict=True):
         require_found(prompt.name, turns, range(before, i), text[done:start])
         content, end = _find_answer(
-            prompt.name, habits, text[:limit], start, turns[i]["content"], i
+            prompt.name, properties, text[:limit], start, turns[i]["content"], i
         )
-        if end is None and limit == len(text) and habits.appended:  # the last turn, left open
-            text = text[: content[1]] + habits.appended
+        if end is None and limit == len(text) and properties.appended:  # the last turn, left open
+            text = text[: content[1]] + properties.appended
             end = len(text)
         if end is None:
             raise ValueError(no_end_message(prompt.name, i))
@@ -82,13 +82,13 @@ def require_found(name: str, turns: Sequence[Turn], chosen: range, text: str) ->
 
 
 def _find_answer(
-    name: str, habits: Habits, text: str, start: int, content: str, turn: int
+    name: str, properties: PromptProperties, text: str, start: int, content: str, turn: int
 ) -> tuple[tuple[int, int], int | None]:
     """((where the answer's own text begins, where it ends), where its end token has passed or
     None).
     """
     content = content.strip()
-    ends = re.compile(r"\s*(?:" + "|".join(map(re.escape, habits.ends)) + ")")
+    ends = re.compile(r"\s*(?:" + "|".join(map(re.escape, properties.ends)) + ")")
     place = first = text.find(content, start)
     while place >= 0:
         end = ends.match(text, place + len(content))

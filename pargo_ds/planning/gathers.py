@@ -38,10 +38,10 @@ class ZeroSizes:
             "persistent": "stage3_param_persistence_threshold",
             "reduce_bucket": "reduce_bucket_size",
         }
-        values = {
-            size: int(zero.get(key, defaults.get(key, getattr(own, size))))
-            for size, key in names.items()
-        }
+        values = {}
+        for size, key in names.items():
+            silent = defaults.get(key, getattr(own, size))
+            values[size] = int(zero.get(key, silent))
         return cls(**values)
 
 
@@ -79,7 +79,9 @@ class _Coordinator:
 
     def __post_init__(self) -> None:
         self.numel = {w.number: w.numel for w in self.rehearsal.weights()}
-        self.of = [[w.number for w in module] for module in self.rehearsal.modules]
+        self.of = []
+        for module in self.rehearsal.modules:
+            self.of.append([weight.number for weight in module])
         self.kept = {number for number, n in self.numel.items() if n <= self.sizes.persistent}
         self.order = [event.module for event in self.rehearsal.events if event.fetch]
         self.inside = _numbers_inside(self.rehearsal)
@@ -87,11 +89,9 @@ class _Coordinator:
 
     def start(self) -> None:
         """A forward pass begins."""
-        self.queue = deque(
-            (number, step)
-            for step, module in enumerate(self.order)
-            for number in sorted(self.of[module])
-        )
+        self.queue = deque()
+        for step, module in enumerate(self.order):
+            self.queue.extend((number, step) for number in sorted(self.of[module]))
         self.fetched_for, self.step, self.available = {}, 0, 0
         self.gathers = ([], [])
 

@@ -1,4 +1,4 @@
-"""A run on given hardware: each way to train it with its memory and time, and the best one."""
+"""A run on given hardware: each strategy to train it, with its memory and time, and the best one."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where it would run."""
+class Cluster:
+    """The GPUs and the network on which a run would train."""
 
     ranks: int
     gpu: Gpu
@@ -32,8 +32,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to train: a ZeRO stage, layers that are computed again; what it needs and takes."""
+class Strategy:
+    """A ZeRO stage and a number of checkpointed layers, with the memory and time that they take."""
 
     stage: int
     again: int
@@ -73,9 +73,9 @@ def zero_sizes(subject: Subject, stage: int, ranks: int) -> ZeroSizes:
     return ZeroSizes.of(asked, defaults)
 
 
-def way(subject: Subject, place: Place, load: Load, stage: int, again: int) -> Way:
+def strategy(subject: Subject, cluster: Cluster, load: Load, stage: int, again: int) -> Strategy:
     """Memory and time of a step under `stage` with `again` layers checkpointed."""
-    run, ranks = subject.run, place.ranks
+    run, ranks = subject.run, cluster.ranks
     sizes = zero_sizes(subject, stage, ranks)
     # what is computed again finds its weights gathered: some layers are as all
     steps = _communication(
@@ -84,15 +84,15 @@ def way(subject: Subject, place: Place, load: Load, stage: int, again: int) -> W
     marks = Recompute(again, subject.layers, projector=again == subject.layers)
     flops = compute.micro_flops(subject.flops, run, load, marks)
     layer, rest = subject.saved(stage == 3)
-    seconds = compute.product_s(flops, place.gpu)
+    seconds = compute.product_s(flops, cluster.gpu)
     saved = layer * subject.layers + rest
-    seconds["elementwise"] = compute.traffic_s(saved, layer * again, place.gpu)
+    seconds["elementwise"] = compute.traffic_s(saved, layer * again, cluster.gpu)
     time = StepTime(
         micro_steps=len(steps),
         gpu=seconds,
-        host=place.host.seconds(stage, run.train.zero3_gather, subject.layers, again),
-        network=_network_s(subject, place, stage, steps),
-        update=_update_s(subject, place, stage),
+        host=cluster.host.seconds(stage, run.train.zero3_gather, subject.layers, again),
+        network=_network_s(subject, cluster, stage, steps),
+        update=_update_s(subject, cluster, stage),
     )
     fp32_sum = adds_in_fp32(run, stage, ranks)
     parts = memory.zero_bytes(
@@ -102,7 +102,7 @@ def way(subject: Subject, place: Place, load: Load, stage: int, again: int) -> W
     parts |= memory.pack_bytes(layer, kept_again, subject.layers, rest, again)
     parts["logits"] = memory.logit_bytes(load.targets, subject.vocabulary)
     calls = steps[-1].collectives if ranks > 1 else 0
-    return Way(stage, again, memory.device_bytes(parts), time, flops, calls, place.gpu)
+    return Strategy(stage, again, memory.device_bytes(parts), time, flops, calls, cluster.gpu)
 
 
 def _communication(
@@ -118,11 +118,11 @@ def _communication(
     return [*[MicroStep((), (), (), 0)] * (micro_steps - 1), reduces]
 
 
-def _network_s(subject: Subject, place: Place, stage: int, steps: list[MicroStep]) -> float:
+def _network_s(subject: Subject, cluster: Cluster, stage: int, steps: list[MicroStep]) -> float:
     """Seconds of a micro-step's collectives, the mean over `steps`; ZeRO 1 and 2 reduce whole
     buckets to all ranks.
     """
-    where = (subject.number_bytes, place.ranks, place.gpu, place.network)
+    where = (subject.number_bytes, cluster.ranks, cluster.gpu, cluster.network)
     total = 0.0
     for step in steps:
         total += network.total_s(step.reductions, *where, twice=stage < 3)
@@ -130,49 +130,49 @@ def _network_s(subject: Subject, place: Place, stage: int, steps: list[MicroStep
     return total / len(steps)
 
 
-def _update_s(subject: Subject, place: Place, stage: int) -> float:
+def _update_s(subject: Subject, cluster: Cluster, stage: int) -> float:
     """The optimizer's own, and ZeRO 1's and 2's gather of the weights that it wrote."""
-    own = compute.update_s(subject.trained / place.ranks, place.gpu)
+    own = compute.update_s(subject.trained / cluster.ranks, cluster.gpu)
     nbytes = float(subject.number_bytes * subject.trained) if stage < 3 else 0.0
-    return own + network.gather_s(nbytes, place.ranks, place.gpu, place.network)
+    return own + network.gather_s(nbytes, cluster.ranks, cluster.gpu, cluster.network)
 
 
-def fewest_layers(subject: Subject, place: Place, load: Load, stage: int) -> Way:
-    """The way under `stage` with as few checkpointed layers as fit; with all, where none do."""
-    none = way(subject, place, load, stage, 0)
+def fewest_layers(subject: Subject, cluster: Cluster, load: Load, stage: int) -> Strategy:
+    """The strategy under `stage` with as few checkpointed layers as fit; with all, where none do."""
+    none = strategy(subject, cluster, load, stage, 0)
     if none.fits:
         return none
-    every = way(subject, place, load, stage, subject.layers)
+    every = strategy(subject, cluster, load, stage, subject.layers)
     layer, _ = subject.saved(stage == 3)
-    over = none.gib - place.gpu.memory_gib
+    over = none.gib - cluster.gpu.memory_gib
     freed = none.gib - every.gib
     if not every.fits or layer <= 0 or freed <= 0:
         return every
     # activations fall by the same for each layer; one more for what is rounded
     again = min(subject.layers, int(over / freed * subject.layers) + 1)
-    partly = way(subject, place, load, stage, again)
+    partly = strategy(subject, cluster, load, stage, again)
     return partly if partly.fits else every
 
 
-def asked_way(subject: Subject, place: Place, load: Load) -> Way:
-    """The way that the run file asks for."""
-    stage = zero_stage(deepspeed_settings(subject.run, place.ranks))
+def asked_strategy(subject: Subject, cluster: Cluster, load: Load) -> Strategy:
+    """The strategy that the run file asks for."""
+    stage = zero_stage(deepspeed_settings(subject.run, cluster.ranks))
     word = subject.run.train.activation_checkpointing
     if word == "auto":
-        return fewest_layers(subject, place, load, stage)
+        return fewest_layers(subject, cluster, load, stage)
     again = {"none": 0, "full": subject.layers}.get(str(word))
     layers = int(word) if again is None else again
-    return way(subject, place, load, stage, min(subject.layers, layers))
+    return strategy(subject, cluster, load, stage, min(subject.layers, layers))
 
 
-def ways(subject: Subject, place: Place, load: Load) -> list[Way]:
+def strategies(subject: Subject, cluster: Cluster, load: Load) -> list[Strategy]:
     """ZeRO 1 to 3, each with as few checkpointed layers as fit; the fastest that fits first."""
     # of equals the first one is taken: ZeRO-1 is as ZeRO-2 on one rank
-    found = [fewest_layers(subject, place, load, stage) for stage in (2, 3, 1)]
+    found = [fewest_layers(subject, cluster, load, stage) for stage in (2, 3, 1)]
     return sorted(found, key=lambda one: (not one.fits, one.time.seconds, one.gib))
 
 
-def check_fits(asked: Way, others: list[Way], place: Place) -> None:
+def check_fits(asked: Strategy, others: list[Strategy], cluster: Cluster) -> None:
     """Raise ConfigError, one sentence, for a run whose own settings do not fit."""
     if asked.fits:
         return
@@ -185,7 +185,7 @@ def check_fits(asked: Way, others: list[Way], place: Place) -> None:
         "smaller batch.tokens_per_pack"
     )
     raise ConfigError(
-        f"does not fit: {asked} on {place.ranks} x {place.gpu.name} needs {asked.gib:.1f} GiB a rank of "
-        f"{place.gpu.memory_gib:.1f} GiB, most of it for {largest} "
+        f"does not fit: {asked} on {cluster.ranks} x {cluster.gpu.name} needs {asked.gib:.1f} GiB a rank of "
+        f"{cluster.gpu.memory_gib:.1f} GiB, most of it for {largest} "
         f"({asked.memory[largest] / GIB:.1f} GiB); {advice}"
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pargo_ds.config import RunConfig
 from pargo_ds.planning.load import Load
 from pargo_ds.planning.network import nodes_of
-from pargo_ds.planning.plan import GIB, Place, Way
+from pargo_ds.planning.plan import GIB, Cluster, Strategy
 from pargo_ds.planning.storage import IMAGE_BYTES, checkpoint_bytes, data_bytes, save_s
 from pargo_ds.planning.subject import Subject
 
@@ -17,24 +17,29 @@ NOT_CONFIRMED = "A model, not a measurement: no GPU has confirmed it (docs/scali
 
 
 def plan_text(
-    subject: Subject, place: Place, load: Load, asked: Way, others: Sequence[Way], disk_gbs: float
+    subject: Subject,
+    cluster: Cluster,
+    load: Load,
+    asked: Strategy,
+    others: Sequence[Strategy],
+    disk_gbs: float,
 ) -> str:
     """The whole plan. `others`: the fastest that fits first."""
     sections = [
-        f"# {subject.run.name} on {place.ranks} x {place.gpu.name}, {place.network}",
+        f"# {subject.run.name} on {cluster.ranks} x {cluster.gpu.name}, {cluster.network}",
         NOT_CONFIRMED,
         f"assumed of a pack: {load.tokens:,} tokens, {load.images} images, {load.targets} targets; host "
-        f"time from {place.host.source}",
+        f"time from {cluster.host.source}",
         f"\n# the run as its file is: {asked}",
         *compile_text(subject.run),
         memory_text(asked),
         time_text(asked),
-        throughput_text(subject, place, load, asked),
+        throughput_text(subject, cluster, load, asked),
         "\n# ZeRO stages, each with as few checkpointed layers as fit; the fastest first",
-        ways_table(others),
+        strategies_table(others),
         best_text(asked, others[0]),
         "\n# data and checkpoints",
-        storage_text(subject, place, load, asked, disk_gbs),
+        storage_text(subject, cluster, load, asked, disk_gbs),
         "",
         in_short(subject, asked),
     ]
@@ -50,7 +55,7 @@ def compile_text(run: RunConfig) -> list[str]:
     ]
 
 
-def in_short(subject: Subject, one: Way) -> str:
+def in_short(subject: Subject, one: Strategy) -> str:
     """One line; slurm/check.sh shows it."""
     mfu, _ = one.utilization()
     steps = subject.run.train.steps
@@ -61,14 +66,14 @@ def in_short(subject: Subject, one: Way) -> str:
     )
 
 
-def memory_text(one: Way) -> str:
+def memory_text(one: Strategy) -> str:
     """GiB of a rank by part, largest first."""
     parts = sorted(one.memory.items(), key=lambda item: -item[1])
     shown = ", ".join(f"{name} {value / GIB:.2f}" for name, value in parts if value)
     return f"memory of a rank: {one.gib:.1f} of {one.gpu.memory_gib:.1f} GiB ({shown})"
 
 
-def time_text(one: Way) -> str:
+def time_text(one: Strategy) -> str:
     """Milliseconds of a micro-step by part, the step, and what binds it."""
     time = one.time
     parts = ", ".join(f"{name} {1e3 * seconds:.0f}" for name, seconds in time.gpu.items())
@@ -82,20 +87,20 @@ def time_text(one: Way) -> str:
     )
 
 
-def throughput_text(subject: Subject, place: Place, load: Load, one: Way) -> str:
+def throughput_text(subject: Subject, cluster: Cluster, load: Load, one: Strategy) -> str:
     """Tokens and images a second, and the length of the run."""
     run, seconds = subject.run, one.time.seconds
     packs = run.batch.packs_per_step
     said = (
         f"{packs * load.tokens / seconds:,.0f} tokens and {packs * load.images / seconds:,.0f} images a second"
-        f" ({packs * load.tokens / seconds / place.ranks:,.0f} and "
-        f"{packs * load.images / seconds / place.ranks:,.1f} of a GPU)"
+        f" ({packs * load.tokens / seconds / cluster.ranks:,.0f} and "
+        f"{packs * load.images / seconds / cluster.ranks:,.1f} of a GPU)"
     )
     if run.train.steps is None:
         return f"{said}; how long {run.train.epochs} epochs are depends on the data"
     hours = run.train.steps * seconds / 3600
     return (
-        f"{said}\n{run.train.steps:,} steps: {duration(hours)}, {hours * place.ranks:,.0f} GPU-hours, "
+        f"{said}\n{run.train.steps:,} steps: {duration(hours)}, {hours * cluster.ranks:,.0f} GPU-hours, "
         "without validation, evaluation and what fails"
     )
 
@@ -105,8 +110,8 @@ def duration(hours: float) -> str:
     return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def ways_table(found: Sequence[Way]) -> str:
-    """A row for each way."""
+def strategies_table(found: Sequence[Strategy]) -> str:
+    """A row for each strategy."""
     lines = [
         f"{'ZeRO':>4} {'checkpointed':>12} {'GiB a rank':>10} {'fits':>5} {'s a step':>9} {'MFU':>5} bound by"
     ]
@@ -119,7 +124,7 @@ def ways_table(found: Sequence[Way]) -> str:
     return "\n".join(lines)
 
 
-def best_text(asked: Way, best: Way) -> str:
+def best_text(asked: Strategy, best: Strategy) -> str:
     """What to set."""
     faster = asked.time.seconds / best.time.seconds
     if (best.stage, best.again) == (asked.stage, asked.again) or faster < WORTH_A_CHANGE:
@@ -132,15 +137,17 @@ def best_text(asked: Way, best: Way) -> str:
     )
 
 
-def storage_text(subject: Subject, place: Place, load: Load, one: Way, disk_gbs: float) -> str:
+def storage_text(
+    subject: Subject, cluster: Cluster, load: Load, one: Strategy, disk_gbs: float
+) -> str:
     """What is read and written, and how fast it would have to be."""
-    run, nodes = subject.run, nodes_of(place.ranks, place.gpu)
+    run, nodes = subject.run, nodes_of(cluster.ranks, cluster.gpu)
     images_s = run.batch.packs_per_step * load.images / one.time.seconds
     nbytes, samples = data_bytes(run)
     of_image = nbytes / samples if samples else IMAGE_BYTES
     source = f"of {samples:,} samples here" if samples else "assumed; no shards are here"
     saved = checkpoint_bytes(subject.trained)
-    seconds = save_s(saved, nodes, disk_gbs, place.network)
+    seconds = save_s(saved, nodes, disk_gbs, cluster.network)
     every = run.checkpoint.every * one.time.seconds
     return (
         f"data: {of_image / 1e3:.0f} kB a sample ({source}), {images_s * of_image / 1e6:,.0f} MB/s for all "

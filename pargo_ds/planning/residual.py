@@ -11,7 +11,7 @@ from pargo_ds.errors import ConfigError
 from pargo_ds.files.whole_file import write_whole
 from pargo_ds.planning.load import Load
 from pargo_ds.planning.memory import OF_DEVICE
-from pargo_ds.planning.plan import GIB, Place, Way
+from pargo_ds.planning.plan import GIB, Cluster, Strategy
 from pargo_ds.planning.subject import Subject
 
 PLAN = "plan.json"
@@ -37,14 +37,14 @@ class Prediction:
     mfu: float
 
 
-def prediction(subject: Subject, place: Place, load: Load, one: Way) -> Prediction:
+def prediction(subject: Subject, cluster: Cluster, load: Load, one: Strategy) -> Prediction:
     """Of a run whose packs are all as `load`."""
     packs = subject.run.batch.packs_per_step
     allocated = sum(value for part, value in one.memory.items() if part not in OF_DEVICE)
     return Prediction(
-        ranks=place.ranks,
-        gpu=place.gpu.name,
-        network_gbits=place.network.gbs * 8,
+        ranks=cluster.ranks,
+        gpu=cluster.gpu.name,
+        network_gbits=cluster.network.gbs * 8,
         zero_stage=one.stage,
         checkpointed_layers=one.again,
         step_s=one.time.seconds,

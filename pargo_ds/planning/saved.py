@@ -75,4 +75,8 @@ def _kept() -> Iterator[dict[int, torch.Tensor]]:
 
 
 def _total(kept: dict[int, torch.Tensor], weights: set[int]) -> float:
-    return float(sum(t.untyped_storage().nbytes() for key, t in kept.items() if key not in weights))
+    total = 0
+    for key, tensor in kept.items():
+        if key not in weights:
+            total += tensor.untyped_storage().nbytes()
+    return float(total)

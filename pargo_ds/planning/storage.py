@@ -19,9 +19,9 @@ def data_bytes(run: RunConfig) -> tuple[int, int]:
     for stream in run.data.train:
         if not is_remote(stream.path) and Path(stream.path).is_dir():
             samples += sum(shard["samples"] for shard in read_index(stream.path).shards)
-            total += sum(
-                file.stat().st_size for file in Path(stream.path).iterdir() if file.is_file()
-            )
+            for file in Path(stream.path).iterdir():
+                if file.is_file():
+                    total += file.stat().st_size
     return total, samples
 
 

@@ -16,7 +16,7 @@ from pargo_ds.evaluation.figures import to_png
 from pargo_ds.planning.hardware import Gpu, Network
 from pargo_ds.planning.host import HostTimes
 from pargo_ds.planning.load import typical_load
-from pargo_ds.planning.plan import Place, Way, ways
+from pargo_ds.planning.plan import Cluster, Strategy, strategies
 from pargo_ds.planning.subject import subject_of, with_packs
 
 GPU_COUNTS = tuple(2**n for n in range(13))
@@ -39,7 +39,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """The best way of a run on so many GPUs."""
+    """The best strategy of a run on so many GPUs."""
 
     run: str
     size: str
@@ -47,7 +47,7 @@ class Row:
     kind: str
     """strong or weak."""
     gpus: int
-    best: Way
+    best: Strategy
     tokens_per_s: float
 
 
@@ -63,7 +63,11 @@ def variants(runs: Sequence[RunConfig], sizes: Sequence[str]) -> dict[tuple[str,
         raise ConfigError(f"two runs have one name: {', '.join(names)}")
     if not sizes:
         return {(run.name, ""): run for run in runs}
-    return {(run.name, size.lower()): with_llm(run, size) for run in runs for size in sizes}
+    found = {}
+    for run in runs:
+        for size in sizes:
+            found[run.name, size.lower()] = with_llm(run, size)
+    return found
 
 
 def with_llm(run: RunConfig, size: str) -> RunConfig:
@@ -81,7 +85,7 @@ def sweep(
     network: Network,
     host: Callable[[str], HostTimes],
 ) -> list[Row]:
-    """The best way for each run, kind of scaling and number of GPUs, whether it fits or not. `host`:
+    """The best strategy for each run, kind of scaling and number of GPUs, whether it fits or not. `host`:
     its times for frozen, lora or full LLMs.
     """
     rows = []
@@ -93,8 +97,8 @@ def sweep(
             packs = STRONG_PACKS if kind == "strong" else WEAK_PACKS * gpus
             if packs % gpus:
                 continue
-            place = Place(gpus, gpu, network, times)
-            best = ways(with_packs(subject, packs), place, load)[0]
+            cluster = Cluster(gpus, gpu, network, times)
+            best = strategies(with_packs(subject, packs), cluster, load)[0]
             tokens_per_s = packs * load.tokens / best.time.seconds
             rows.append(Row(name, size, kind, gpus, best, tokens_per_s))
     return rows

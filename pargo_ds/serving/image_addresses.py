@@ -23,8 +23,8 @@ PROXIED = ("Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via
 
 
 @dataclass(frozen=True)
-class Reached:
-    """How the client reached the server: the name it used, and the address of its connection here.
+class ServerAddress:
+    """How a client reached this server: the name that it used, and the address of its connection.
 
     `address` is None where http(s) addresses are not to be asked at all.
     """
@@ -48,7 +48,7 @@ def data_of(address: str, most_bytes: int) -> bytes:
         raise _refused(f"a data: URL holds no base64 ({error})") from error
 
 
-def own_address(address: str, reached: Reached) -> URL:
+def own_address(address: str, server: ServerAddress) -> URL:
     """Return an http(s) address as it may be asked, its host replaced by that of the connection.
 
     Raises RequestError, 400, for any other address.
@@ -62,17 +62,17 @@ def own_address(address: str, reached: Reached) -> URL:
         raise _refused(
             "an image's address is neither a data: URL nor an http(s) address of this server's host"
         )
-    if reached.address is None:
+    if server.address is None:
         raise _refused("this server takes images as data: URLs only")
     if url.user is not None or url.password is not None:
         raise _refused("an address of an image holds a user's name or password")
-    if reached.host is None or host.lower() != reached.host.lower():
+    if server.host is None or host.lower() != server.host.lower():
         raise _refused("an image lies on another host than this server; send it as a data: URL")
-    return url.with_host(reached.address)
+    return url.with_host(server.address)
 
 
 async def read_address(
-    session: aiohttp.ClientSession, address: str, reached: Reached, most_bytes: int
+    session: aiohttp.ClientSession, address: str, server: ServerAddress, most_bytes: int
 ) -> bytes:
     """Read the bytes behind an address; redirects are not followed.
 
@@ -80,12 +80,12 @@ async def read_address(
     """
     if address[:5].lower() == "data:":
         return data_of(address, most_bytes)
-    url = own_address(address, reached)
+    url = own_address(address, server)
     try:
         async with session.get(
             url,
             headers={"Host": URL(address).authority},
-            server_hostname=reached.host if url.scheme == "https" else None,
+            server_hostname=server.host if url.scheme == "https" else None,
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT_S),
         ) as answer:

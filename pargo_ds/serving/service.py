@@ -21,7 +21,7 @@ from pargo_ds.serving.answers import Completion
 from pargo_ds.serving.batching import Batcher
 from pargo_ds.serving.chat import Chat, read_chat
 from pargo_ds.serving.engine import Engine, Progress, Row
-from pargo_ds.serving.image_addresses import PROXIED, Reached, read_address
+from pargo_ds.serving.image_addresses import PROXIED, ServerAddress, read_address
 from pargo_ds.serving.refusals import RequestError
 from pargo_ds.serving.streaming import News, finished, streamed
 
@@ -162,9 +162,9 @@ class Service:
         news: News = asyncio.Queue()
         # The ids first: a conversation that does not fit is refused before its images are read.
         ids = await loop.run_in_executor(self.decoding, self.engine.ids, chat)
-        reached, pixels = self._reached(request), []
+        server, pixels = self._server_address(request), []
         for address in chat.addresses:
-            data = await read_address(self.session, address, reached, self.limits.body_bytes)
+            data = await read_address(self.session, address, server, self.limits.body_bytes)
             pixels.append(await loop.run_in_executor(self.decoding, self.engine.pixels, data))
 
         def tell(what: Progress | RequestError) -> None:
@@ -173,14 +173,14 @@ class Service:
 
         return Row(ids, pixels, chat.settings, chat.stream, tell), news
 
-    def _reached(self, request: web.Request) -> Reached:
+    def _server_address(self, request: web.Request) -> ServerAddress:
         name = request.transport.get_extra_info("sockname") if request.transport else None
         proxied = any(header in request.headers for header in PROXIED)
         if name is None or proxied or not self.limits.addresses:
-            return Reached(None, None)
+            return ServerAddress(None, None)
         with contextlib.suppress(ValueError):
-            return Reached(URL(f"http://{request.host}").host, name[0])
-        return Reached(None, None)
+            return ServerAddress(URL(f"http://{request.host}").host, name[0])
+        return ServerAddress(None, None)
 
 
 @web.middleware

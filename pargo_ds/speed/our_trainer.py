@@ -12,7 +12,7 @@ from pargo_ds.assembly.calibration import start_projector
 from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.assembly.zero import zero_stage
 from pargo_ds.batch import Batch
-from pargo_ds.checkpoint.store import RunMetadata, Saver
+from pargo_ds.checkpoint.saver import RunMetadata, Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.data.loader import PackLoader
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor

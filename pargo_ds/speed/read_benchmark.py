@@ -248,10 +248,11 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | None]]
 
     By the clock and by CPU time; None where there is nothing to compare with.
     """
-    speeds = {
-        "clock": {(row["loader"], row["decode"]): row["images_per_s"] for row in rows},
-        "cpu": {(row["loader"], row["decode"]): 1e3 / row["cpu_ms_per_image"] for row in rows},
-    }
+    speeds: dict[str, dict[tuple[str, str], float]] = {"clock": {}, "cpu": {}}
+    for row in rows:
+        key = (row["loader"], row["decode"])
+        speeds["clock"][key] = row["images_per_s"]
+        speeds["cpu"][key] = 1e3 / row["cpu_ms_per_image"]
     found: dict[str, dict[str, float | None]] = {}
     for by, speed in speeds.items():
         found[by] = {"of_pillow": speed["mds", "ours"] / speed["mds", "pillow"]}

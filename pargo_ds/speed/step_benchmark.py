@@ -66,7 +66,10 @@ def measure(
     finally:
         for worker in workers:
             worker.kill()
-    return {name: HostTime(statistics.median(of), min(of), max(of)) for name, of in taken.items()}
+    found = {}
+    for name, times in taken.items():
+        found[name] = HostTime(statistics.median(times), min(times), max(times))
+    return found
 
 
 def twin_run(layers: int, llm: str, system: dict[str, Any]) -> RunConfig:

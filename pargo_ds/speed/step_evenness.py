@@ -129,7 +129,10 @@ def first_fit(
 def _steps(mix: Mix, budget: Budget, packs: list[Items]) -> list[Step]:
     """Packs one after another in steps of one canonical node, the last completed with empty ones."""
     completed = packs + [packs[0][:0]] * (-len(packs) % budget.packs_per_step)
-    rows = [Row([pack], [int(mix.lookup(pack)[1].sum())]) for pack in completed]
+    rows = []
+    for pack in completed:
+        _, images = mix.lookup(pack)
+        rows.append(Row([pack], [int(images.sum())]))
     begins = range(0, len(rows), budget.packs_per_step)
     return [Step(rows[begin : begin + budget.packs_per_step]) for begin in begins]
 

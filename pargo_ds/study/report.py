@@ -276,7 +276,10 @@ def render_png(findings: Findings) -> bytes:
     """Render the essentials on one image: accuracy or differences above, curves below."""
     above = forest if _compared(findings) else bars
     parts = [above(findings), figures.curve_figure(findings.curves)]
-    images = [Image.open(io.BytesIO(to_png(part, dpi=90))).convert("RGB") for part in parts]
+    images = []
+    for part in parts:
+        png = to_png(part, dpi=90)
+        images.append(Image.open(io.BytesIO(png)).convert("RGB"))
     width = max(image.width for image in images)
     page = Image.new("RGB", (width, sum(image.height for image in images)), "white")
     top = 0

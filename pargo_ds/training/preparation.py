@@ -12,10 +12,10 @@ import torch
 
 from pargo_ds import assembly, distributed
 from pargo_ds.assembly.freezing import apply_freezing, format_table
-from pargo_ds.checkpoint import store
 from pargo_ds.checkpoint.frozen import check_frozen
 from pargo_ds.checkpoint.manifest import Manifest
-from pargo_ds.checkpoint.store import RunMetadata, Saver
+from pargo_ds.checkpoint.resume import check_resumable, load_checkpoint
+from pargo_ds.checkpoint.saver import RunMetadata, Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
@@ -62,7 +62,7 @@ def freeze(
     fingerprint = assembly.model_fingerprint(model)
     if resume:
         folder, manifest = resume
-        store.check_resumable(manifest, folder, fingerprint=fingerprint)
+        check_resumable(manifest, folder, fingerprint=fingerprint)
     ranks = distributed.world_size()
     log.info("run %s: %d ranks on %s\n%s", run.name, ranks, device.type, format_table(table))
     if run.train.precision == "bf16" and (slow := slow_bf16(device)):
@@ -102,7 +102,7 @@ def continue_from(
     """
     if manifest.frozen:
         check_frozen(frozen, manifest.frozen, str(folder))
-    store.load(folder, manifest, engine)
+    load_checkpoint(folder, manifest, engine)
     loader.load_state_dict(manifest.data_state)
     log.info("continuing after step %d from %s", manifest.step, folder)
     return manifest.step, manifest.totals

@@ -164,8 +164,9 @@ def apply(model: ParGoForConditionalGeneration, recompute: Recompute) -> None:
     if recompute.layers == 0:
         return
     model.gradient_checkpointing_enable()
-    others = [] if recompute.projector else [model.projector, model.vision]
-    kept_off = [*llm_layers(model)[recompute.layers :], *(m for o in others for m in o.modules())]
+    kept_off = list(llm_layers(model)[recompute.layers :])
+    if not recompute.projector:
+        kept_off += [*model.projector.modules(), *model.vision.modules()]
     for module in kept_off:
         if hasattr(module, "gradient_checkpointing"):
             module.gradient_checkpointing = False  # type: ignore[assignment]  # a plain attribute

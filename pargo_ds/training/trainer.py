@@ -11,7 +11,7 @@ import torch
 
 from pargo_ds import distributed
 from pargo_ds.batch import Batch, fill, join, split_into_rows
-from pargo_ds.checkpoint.store import Saver
+from pargo_ds.checkpoint.saver import Saver
 from pargo_ds.config import RunConfig
 from pargo_ds.training.bad_steps import BadSteps
 from pargo_ds.training.inputs import device_inputs
@@ -26,7 +26,7 @@ TOTALS = ("tokens", "target_tokens", "images", "samples", "skipped_steps")
 
 
 @dataclass(frozen=True)
-class Read:
+class NextStep:
     """What a rank has read for its next step."""
 
     batches: list[Batch] = field(default_factory=list)
@@ -103,22 +103,22 @@ class Trainer:
         self.engine.train()
         step = first_step
         stopping = False
-        read = self.read()
-        agreed = self.agree(read)
+        next_step = self.read()
+        agreed = self.agree(next_step)
         while step < self.total_steps and not stopping:
             self.watchdog.heartbeat()
-            read.check(agreed)
-            self.meter.start(data_wait_s=read.wait_s)
+            next_step.check(agreed)
+            self.meter.start(data_wait_s=next_step.wait_s)
             rates = set_learning_rates(
                 self.engine.optimizer.param_groups, self.run, step, self.total_steps
             )
-            batches, position = read.batches, self.position()
+            batches, position = next_step.batches, self.position()
             loss_sum = self.optimizer_step(batches, agreed.targets)
             step += 1
             last = step == self.total_steps
             numbers = self.meter.own()
-            read = Read() if last else self.read()
-            agreed = self.agree(read, [loss_sum, *numbers])
+            next_step = NextStep() if last else self.read()
+            agreed = self.agree(next_step, [loss_sum, *numbers])
             figures = self.figures(step, agreed.of_ranks, rates, batches)
             stopping = agreed.to_stop or step == self.stop_after
             if self.validation and (last or step % self.run.validation.every == 0):
@@ -135,7 +135,7 @@ class Trainer:
         self.saver.wait()
         return step
 
-    def read(self) -> Read:
+    def read(self) -> NextStep:
         """Read this rank's micro-batches of the next step, before the present one is reported."""
         asked = time.perf_counter()
         error: Exception | None = None
@@ -144,16 +144,16 @@ class Trainer:
             batches = next(self.steps)
         except Exception as caught:  # raised by `check`, on every rank
             error = caught
-        return Read(batches, time.perf_counter() - asked, error)
+        return NextStep(batches, time.perf_counter() - asked, error)
 
-    def agree(self, read: Read, numbers: Sequence[float | torch.Tensor] = ()) -> Agreed:
+    def agree(self, next_step: NextStep, numbers: Sequence[float | torch.Tensor] = ()) -> Agreed:
         """Exchange what the ranks tell each other once a step, in one collective: `numbers` of the
         step that ended, whether to stop, and the targets of the next one.
 
         Raises on all when one could not write its part of a checkpoint.
         """
-        flags = [float(self.stop.asked()), float(self.saver.failed()), float(read.failed)]
-        targets = float(sum(batch.num_targets for batch in read.batches))
+        flags = [float(self.stop.asked()), float(self.saver.failed()), float(next_step.failed)]
+        targets = float(sum(batch.num_targets for batch in next_step.batches))
         told = distributed.gather_numbers([*flags, targets, *numbers], self.device)
         asked, not_written, not_read = told[:, :3].any(0).tolist()
         if not_written:

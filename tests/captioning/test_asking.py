@@ -12,7 +12,7 @@ import pytest
 from fake_endpoint import FakeEndpoint, fingerprint
 
 from pargo_ds.captioning.ask import asking
-from pargo_ds.captioning.ask.asking import Account, Manner
+from pargo_ds.captioning.ask.asking import Account, RequestPolicy
 from pargo_ds.captioning.ask.budget import Price, Rate
 from pargo_ds.captioning.ask.captions import jobs_of, write_captions
 from pargo_ds.captioning.ask.ledger import Ledger
@@ -25,7 +25,7 @@ from pargo_ds.errors import MachineFault
 FREE = Price(0, 0)
 DEAR = Price(1.0, 10.0)
 """With the fake endpoint's usage one answer costs $0.002."""
-QUICK = Manner(pause_s=0.0, at_once=4)
+QUICK = RequestPolicy(pause_s=0.0, at_once=4)
 
 
 def online(fake: FakeEndpoint, **changes) -> Online:
@@ -36,7 +36,7 @@ def online(fake: FakeEndpoint, **changes) -> Online:
         "parameters": Parameters("tiny"),
         "price": FREE,
         "limit": 0.0,
-        "manner": QUICK,
+        "policy": QUICK,
         "timeout_s": 20,
     }
     return Online(**{**options, **changes})
@@ -87,7 +87,9 @@ def test_another_prompt_model_or_size_is_another_request(run: RunFolder) -> None
 
 def test_faults_that_cost_nothing_are_asked_again(run: RunFolder) -> None:
     with FakeEndpoint(faults={"429": 0.2, "500": 0.2}, seed=3) as fake:
-        account, outcomes = asked(run, online(fake, manner=Manner(tries=30, pause_s=0, at_once=4)))
+        account, outcomes = asked(
+            run, online(fake, policy=RequestPolicy(tries=30, pause_s=0, at_once=4))
+        )
         assert outcomes == {"ok": 40}
         assert fake.count("429") > 0
         assert fake.count("500") > 0
@@ -135,7 +137,7 @@ def test_a_broken_connection_is_asked_again_and_listed_as_perhaps_paid(
     run: RunFolder, fault: str
 ) -> None:
     with FakeEndpoint(faults={fault: 0.3}, seed=1) as fake:
-        _, outcomes = asked(run, online(fake, manner=Manner(tries=30, pause_s=0, at_once=4)))
+        _, outcomes = asked(run, online(fake, policy=RequestPolicy(tries=30, pause_s=0, at_once=4)))
         assert outcomes == {"ok": 40}
         broken = {entry["request"] for entry in fake.log if entry["what"] == fault}
         times = sum(entry["what"] == fault for entry in fake.log)
@@ -150,7 +152,7 @@ def test_a_broken_connection_is_asked_again_and_listed_as_perhaps_paid(
 
 def test_a_hanging_endpoint_is_given_up_and_charged(run: RunFolder) -> None:
     with FakeEndpoint(faults={"hang": 1.0}) as fake, Ledger(run.ledger) as ledger:
-        how = online(fake, price=DEAR, limit=100.0, timeout_s=0.2, manner=Manner(2, 0.0, 4))
+        how = online(fake, price=DEAR, limit=100.0, timeout_s=0.2, policy=RequestPolicy(2, 0.0, 4))
         account = ask(run, ledger, how, said=lambda text: None)
         assert "got no answer" in account.stopped
         assert len(ledger.maybe_paid) > 0
@@ -196,7 +198,9 @@ def test_what_nobody_gets_stops_the_run_at_once(run: RunFolder, status: int, sai
 def test_an_endpoint_that_is_down_is_told_in_one_sentence(run: RunFolder) -> None:
     with FakeEndpoint() as fake:
         pass
-    account, outcomes = asked(run, online(fake, manner=Manner(tries=2, pause_s=0, at_once=4)))
+    account, outcomes = asked(
+        run, online(fake, policy=RequestPolicy(tries=2, pause_s=0, at_once=4))
+    )
     assert account.attempts <= 2 * (10 + 4), "each try of each request once"
     assert account.stopped.startswith("the last 10 requests got no answer; the last one: no conn")
     assert outcomes == {"no answer": 40}
@@ -272,7 +276,7 @@ def test_retry_after_is_heeded_by_all(run: RunFolder, monkeypatch: pytest.Monkey
     paused: list[float] = []
     monkeypatch.setattr(asking.Rate, "pause", lambda self, seconds: paused.append(seconds))
     with FakeEndpoint(faults={"429": 0.3}, retry_after="7") as fake:
-        asked(run, online(fake, manner=Manner(tries=30, pause_s=0, at_once=4)))
+        asked(run, online(fake, policy=RequestPolicy(tries=30, pause_s=0, at_once=4)))
         assert paused == [7.0] * fake.count("429")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fake_endpoint import FakeEndpoint, answer
 
-from pargo_ds.captioning.ask.asking import Manner
+from pargo_ds.captioning.ask.asking import RequestPolicy
 from pargo_ds.captioning.ask.batch_files import forget, read_results, write_batches
 from pargo_ds.captioning.ask.budget import Price
 from pargo_ds.captioning.ask.captions import jobs_of, write_captions
@@ -52,7 +52,7 @@ def test_batches_are_asked_once_and_their_answers_are_captions(
         request = json.loads(files[0].read_text().splitlines()[0])
         assert (request["method"], request["url"]) == ("POST", "/v1/chat/completions")
         assert written(run, ledger, tmp_path / "batches") == []
-        online = Online(fake.url, None, read_prompt(), TINY, PRICE, 10.0, Manner(at_once=2))
+        online = Online(fake.url, None, read_prompt(), TINY, PRICE, 10.0, RequestPolicy(at_once=2))
         account = ask(run, ledger, online, said=lambda text: None)
         assert (account.attempts, account.waiting_for_batch) == (0, 40)
         assert read_results([results(files[0])], ledger, PRICE) == {"ok": 15}

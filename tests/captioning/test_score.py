@@ -29,7 +29,7 @@ from pargo_ds.captioning.score.scorers.base import (
 )
 from pargo_ds.captioning.score.scorers.registry import make_scorer
 from pargo_ds.captioning.source import Captions
-from pargo_ds.data.building.delivery import Place, build
+from pargo_ds.data.building.delivery import Destination, build
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.shards.mds import read_samples
 from pargo_ds.errors import CaptionError
@@ -195,7 +195,7 @@ def test_report_accounts_for_every_image_and_shards_hold_what_was_kept(tmp_path:
     assert "&lt;script&gt;" in page
     assert "own image above another one in" in page
     assert "| planted fault |" in (run.path / "README.md").read_text()
-    merged = build(Plan(source=Captions.of(str(run.path)), validation=0.2), Place(tmp_path / "out"),
+    merged = build(Plan(source=Captions.of(str(run.path)), validation=0.2), Destination(tmp_path / "out"),
                    max_rejects=1.0, said=print)  # fmt: skip
     assert merged.inputs == 40
     assert merged.samples == found["first_reasons"]["kept"]

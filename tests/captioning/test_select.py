@@ -37,8 +37,8 @@ def chosen(
 ) -> list[str]:
     write_shards(samples, folder / "shards", force=True)
     run = RunFolder(folder / "run")
-    finish = Candidates(shortest_side=16, **(more or {}))
-    select(run, ShardSource.of([str(folder / "shards")]), finish, **options)
+    transform = Candidates(shortest_side=16, **(more or {}))
+    select(run, ShardSource.of([str(folder / "shards")]), transform, **options)
     return [sample.id for sample in read_selected(run)]
 
 
@@ -127,10 +127,10 @@ def test_parts_of_an_array_give_the_same_selection(tmp_path: Path) -> None:
         folders=(str(tmp_path / "shards"),),
         chunk_inputs=4,
     )
-    run, finish = RunFolder(tmp_path / "run"), Candidates(shortest_side=16)
+    run, transform = RunFolder(tmp_path / "run"), Candidates(shortest_side=16)
     for part in range(3):
-        assert select(run, source, finish, distance=-1, part=(part, 3)) is None
-    select(run, source, finish, distance=-1)
+        assert select(run, source, transform, distance=-1, part=(part, 3)) is None
+    select(run, source, transform, distance=-1)
     assert [sample.id for sample in read_selected(run)] == alone
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pargo_ds.checkpoint.manifest import Manifest, newest, read_manifest, step_folder
-from pargo_ds.checkpoint.store import find_resume
+from pargo_ds.checkpoint.resume import find_resume
 from pargo_ds.errors import CheckpointError
 
 FLIPS = 600

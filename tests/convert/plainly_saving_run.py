@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from pargo_ds import train
-from pargo_ds.checkpoint.store import Saver
+from pargo_ds.checkpoint.saver import Saver
 
 saved_by_us = Saver.save
 

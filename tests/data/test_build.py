@@ -18,14 +18,14 @@ from object_store import ObjectStore
 from tiny import COLOURS, draw
 
 from pargo_ds.data.building.build import build_chunks
-from pargo_ds.data.building.delivery import Place, build, upload
+from pargo_ds.data.building.delivery import Destination, build, upload
 from pargo_ds.data.building.duplicates import find_repeats
 from pargo_ds.data.building.merge import merge
 from pargo_ds.data.building.plan import WORK, Plan
 from pargo_ds.data.shards.folder import upload_folder
 from pargo_ds.data.shards.mds import read_index, read_samples
 from pargo_ds.data.shards.schema import Sample, id_digest
-from pargo_ds.data.sources import Finish, Llava
+from pargo_ds.data.sources import Llava, SampleTransform
 from pargo_ds.errors import BuildError
 
 
@@ -64,7 +64,7 @@ def plan_of(tmp_path: Path, images: Path):
 
 
 def quietly(plan: Plan, out: Path, **options):
-    return build(plan, Place(out), said=lambda _: None, **options)
+    return build(plan, Destination(out), said=lambda _: None, **options)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -215,8 +215,8 @@ def test_killed_builds_go_on_and_give_the_same_bytes(tmp_path: Path, plan_of) ->
 def test_finished_build_is_not_done_again(tmp_path: Path, plan_of) -> None:
     plan = plan_of([entry(number) for number in range(12)])
     said: list[str] = []
-    first = build(plan, Place(tmp_path / "out"), said=said.append)
-    assert build(plan, Place(tmp_path / "out"), said=said.append) == first
+    first = build(plan, Destination(tmp_path / "out"), said=said.append)
+    assert build(plan, Destination(tmp_path / "out"), said=said.append) == first
     assert said == [f"{tmp_path / 'out'} is finished already"]
 
 
@@ -224,7 +224,7 @@ def test_unfinished_build_says_that_it_goes_on(tmp_path: Path, plan_of) -> None:
     plan = plan_of([entry(number) for number in range(25)])
     build_chunks(plan, tmp_path / "out", part=(1, 2))
     said: list[str] = []
-    build(plan, Place(tmp_path / "out"), said=said.append)
+    build(plan, Destination(tmp_path / "out"), said=said.append)
     assert said == [
         f"went on with the unfinished build in {tmp_path / 'out'}: 1 chunks were there already"
     ]
@@ -237,7 +237,7 @@ def test_other_settings_are_refused(tmp_path: Path, plan_of) -> None:
         BuildError,
         match=f"longest_side: None there, 99 now.*Give the same ones.*delete {tmp_path / 'out'} to",
     ):
-        quietly(plan_of([], finish=Finish(longest_side=99)), tmp_path / "out")
+        quietly(plan_of([], transform=SampleTransform(longest_side=99)), tmp_path / "out")
     merge(tmp_path / "out")
     with pytest.raises(BuildError, match="compression: 'none' there, 'zstd' now"):
         quietly(plan_of([], compression="zstd"), tmp_path / "out")
@@ -305,29 +305,29 @@ def test_object_store_receives_the_whole_data_set(
     overwritten.
     """
     plan = plan_of([entry(number) for number in range(40)], validation=8)
-    place = Place.of(object_store.address("some/shards/"), str(tmp_path / "work"))
-    assert place == Place(tmp_path / "work", object_store.address("some/shards"))
-    merged = build(plan, place, said=lambda _: None)
-    upload_folder(place.local / "validation", f"{place.remote}/validation")
+    destination = Destination.of(object_store.address("some/shards/"), str(tmp_path / "work"))
+    assert destination == Destination(tmp_path / "work", object_store.address("some/shards"))
+    merged = build(plan, destination, said=lambda _: None)
+    upload_folder(destination.local / "validation", f"{destination.remote}/validation")
     said: list[str] = []
-    upload(place, merged, said.append)
-    assert said == [f"{place.remote}/validation is there already"]
-    local = contents(place.local)
+    upload(destination, merged, said.append)
+    assert said == [f"{destination.remote}/validation is there already"]
+    local = contents(destination.local)
     assert {f"some/shards/{name}" for name in local} == set(object_store.keys())
     assert all(object_store.read(f"some/shards/{name}") == data for name, data in local.items())
-    upload(place, merged, said.append)
+    upload(destination, merged, said.append)
     quietly(plan_of([], validation=7), tmp_path / "other")
     with pytest.raises(ValueError, match=r"has a index\.json already|has an index\.json already"):
-        upload(Place(tmp_path / "other", place.remote), merged, said.append)
+        upload(Destination(tmp_path / "other", destination.remote), merged, said.append)
 
 
 def test_places_are_checked() -> None:
-    assert Place.of("s3://bucket/a/b").local == Path("b")
+    assert Destination.of("s3://bucket/a/b").local == Path("b")
     for out, work, said in (("s3://bucket", None, "bucket only"), ("out", "work", "local already")):
         with pytest.raises(BuildError, match=said):
-            Place.of(out, work)
+            Destination.of(out, work)
     with pytest.raises(ValueError, match="s3://bucket/folder"):
-        Place.of("ftp://bucket/x")
+        Destination.of("ftp://bucket/x")
 
 
 @pytest.mark.parametrize("validation", [float("nan"), float("inf"), 0, 0.0, 1.0, -3, True])
@@ -341,7 +341,7 @@ def test_what_is_neither_a_share_nor_a_number_is_refused_before_the_work(
 def test_labels_that_cannot_be_stored_are_refused_before_the_work() -> None:
     for labels in ({"license": "\udcff"}, {"source": "caf\udce9"}):
         with pytest.raises(ValueError, match="is not UTF-8 text"):
-            Finish(**labels)
+            SampleTransform(**labels)
 
 
 def test_repeats_agree_with_a_plain_search() -> None:

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from tiny import COLOURS, draw
 
-from pargo_ds.data.building.delivery import Place, build
+from pargo_ds.data.building.delivery import Destination, build
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.shards.mds import read_samples
 from pargo_ds.data.sources import Coco, Llava, Source, Table, WebDataset
@@ -175,7 +175,7 @@ def run(source: Callable[[], Source], room: Path) -> tuple[Any, list[dict[str, A
     before, out = set(room.rglob("*")), room / "out"
     merged, said = None, ""
     try:
-        merged = build(Plan(source=source()), Place(out), max_rejects=1, said=lambda _: None)
+        merged = build(Plan(source=source()), Destination(out), max_rejects=1, said=lambda _: None)
     except (SourceError, BuildError) as error:
         said = str(error)
         assert not (out / "index.json").exists()

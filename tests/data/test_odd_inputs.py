@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Llava, Outcome, Table, outcomes
+from pargo_ds.data.sources import Llava, Outcome, SampleTransform, Table, outcomes
 from pargo_ds.errors import SourceError
 
 TALK = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "Red."}]
@@ -36,7 +36,7 @@ def found(source: Llava | Table) -> list[Outcome]:
     return [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
 
 
@@ -185,9 +185,9 @@ def test_odd_image_files(tmp_path: Path, images: Path) -> None:
     entries = [{"id": name, "image": name, "conversations": TALK} for name in names]
     (tmp_path / "a.json").write_text(json.dumps(entries))
     source = Llava(files=(str(tmp_path / "a.json"),), image_folder=str(images))
-    for finish in (Finish(), Finish(longest_side=16)):
+    for transform in (SampleTransform(), SampleTransform(longest_side=16)):
         results = {
-            o.id: o for chunk in source.chunks() for o in outcomes(source, chunk.payload, finish)
+            o.id: o for chunk in source.chunks() for o in outcomes(source, chunk.payload, transform)
         }
         assert {name for name, outcome in results.items() if outcome.kind} == {
             "error.jpg",
@@ -197,4 +197,4 @@ def test_odd_image_files(tmp_path: Path, images: Path) -> None:
         for name in set(names) - {"error.jpg", "drawing.png"}:
             shown = Image.open(io.BytesIO(results[name].sample.images[0])).convert("RGB")
             assert shown.getpixel((0, 0))[0] > 200, "the first frame"
-            assert finish.longest_side is None or max(shown.size) <= 16
+            assert transform.longest_side is None or max(shown.size) <= 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Coco, Finish, Outcome, outcomes
+from pargo_ds.data.sources import Coco, Outcome, SampleTransform, outcomes
 from pargo_ds.errors import SourceError
 
 
@@ -45,7 +45,7 @@ def read(folder: Path, content: object, **options) -> list[Outcome]:
     return [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tiny import draw
 
-from pargo_ds.data.sources import Finish, Reject, Table, outcomes
+from pargo_ds.data.sources import Reject, SampleTransform, Table, outcomes
 from pargo_ds.data.sources.fetch import FetchLimits, fetch
 
 IMAGE = draw("red", 4)
@@ -184,7 +184,7 @@ def test_table_of_urls_keeps_its_order(server: str, tmp_path: Path) -> None:
     found = [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
     assert [outcome.where["row"] for outcome in found] == list(range(1, 41))
     assert [outcome.kind for outcome in found] == ["", "not fetched", "", "not fetched"] * 10

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import draw
 
-from pargo_ds.data.sources import Finish, Llava, Outcome, Reject, outcomes
+from pargo_ds.data.sources import Llava, Outcome, Reject, SampleTransform, outcomes
 from pargo_ds.data.sources.conversations import LEADING, UNANSWERED, dialogue_of, turns_of
 from pargo_ds.data.sources.json_files import holds_lines, parsed
 from pargo_ds.errors import SourceError
@@ -439,7 +439,7 @@ def read(path: Path, images: Path | None = None) -> list[Outcome]:
     return [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Llava, Outcome, outcomes
+from pargo_ds.data.sources import Llava, Outcome, SampleTransform, outcomes
 from pargo_ds.errors import SourceError
 
 
@@ -39,10 +39,17 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def read(path: Path, images: Path | None, finish: Finish = Finish(), **options) -> list[Outcome]:  # noqa: B008
+def read(
+    path: Path,
+    images: Path | None,
+    transform: SampleTransform = SampleTransform(),  # noqa: B008
+    **options,
+) -> list[Outcome]:
     source = Llava(files=(str(path),), image_folder=str(images) if images else None, **options)
     return [
-        outcome for chunk in source.chunks() for outcome in outcomes(source, chunk.payload, finish)
+        outcome
+        for chunk in source.chunks()
+        for outcome in outcomes(source, chunk.payload, transform)
     ]
 
 
@@ -60,7 +67,7 @@ def test_text_bytes_and_order_come_back(tmp_path: Path, images: Path, name: str)
     found = read(
         write(tmp_path / name, entries),
         images,
-        Finish(source="made up", license="CC0"),
+        SampleTransform(source="made up", license="CC0"),
         chunk_inputs=5,
     )
     assert [outcome.id for outcome in found] == [f"e{number}" for number in range(12)]
@@ -251,7 +258,7 @@ def test_large_images_become_smaller_and_upright(tmp_path: Path, images: Path) -
     path = write(
         tmp_path / "a.json", [entry(number, image=name) for number, name in enumerate(names)]
     )
-    found = [outcome.sample for outcome in read(path, images, Finish(longest_side=32))]
+    found = [outcome.sample for outcome in read(path, images, SampleTransform(longest_side=32))]
     turned, clear, deep, printed, small = (
         Image.open(io.BytesIO(sample.images[0])) for sample in found
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Outcome, Table, outcomes
+from pargo_ds.data.sources import Outcome, SampleTransform, Table, outcomes
 from pargo_ds.data.sources.arrow import table_files
 from pargo_ds.errors import SourceError
 
@@ -24,7 +24,7 @@ def read(*paths: Path, **options) -> list[Outcome]:
     return [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.sources import Finish, Outcome, WebDataset, outcomes
+from pargo_ds.data.sources import Outcome, SampleTransform, WebDataset, outcomes
 from pargo_ds.data.sources.webdataset import tar_files
 from pargo_ds.errors import SourceError
 
@@ -49,7 +49,7 @@ def read(*names: Path | str, **options) -> list[Outcome]:
     return [
         outcome
         for chunk in source.chunks()
-        for outcome in outcomes(source, chunk.payload, Finish())
+        for outcome in outcomes(source, chunk.payload, SampleTransform())
     ]
 
 

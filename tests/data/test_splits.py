@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny import COLOURS, draw
 
-from pargo_ds.data.building.delivery import Place, build
+from pargo_ds.data.building.delivery import Destination, build
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.building.splits import groups_of, in_share, validation_samples
 from pargo_ds.data.shards.mds import read_samples
@@ -40,7 +40,7 @@ def talk(number: int) -> list[dict[str, str]]:
 
 
 def sides(source: Coco | Llava, validation: float | int, out: Path) -> dict[str, list]:
-    build(Plan(source=source, validation=validation), Place(out), said=lambda _: None)
+    build(Plan(source=source, validation=validation), Destination(out), said=lambda _: None)
     return {split: list(read_samples(out / split)) for split in ("train", "validation")}
 
 

@@ -13,7 +13,7 @@ from pargo_ds.evaluation.ask_judge import TRIES, JudgeStoppedError
 from pargo_ds.evaluation.benchmark import Answer
 from pargo_ds.evaluation.benchmarks import BENCHMARKS, mmvet
 from pargo_ds.evaluation.benchmarks.mmvet import grade_of
-from pargo_ds.evaluation.judge import Book, messages, with_prompt
+from pargo_ds.evaluation.judge import VerdictStore, messages, with_prompt
 from pargo_ds.evaluation.score import report, score_folder, unscored
 from pargo_ds.evaluation.store import OtherAnswersError, digest
 
@@ -57,7 +57,7 @@ def test_figures_are_the_means_of_the_grades_and_the_table_names_judge_prompt_an
 def test_the_judges_own_words_are_kept_and_nothing_is_asked_twice(tmp_path):
     store = answered(tmp_path / "out")
     judge(tmp_path / "out", by_answer(GRADES))
-    kept = {verdict.answer: verdict.raw for verdict in Book(store).verdicts().values()}
+    kept = {verdict.answer: verdict.raw for verdict in VerdictStore(store).verdicts().values()}
     assert kept == GRADES
     assert judge(tmp_path / "out", by_answer({})) == []
 
@@ -65,7 +65,7 @@ def test_the_judges_own_words_are_kept_and_nothing_is_asked_twice(tmp_path):
 def test_a_line_that_a_kill_has_cut_is_judged_again(tmp_path):
     store = answered(tmp_path / "out")
     judge(tmp_path / "out", by_answer(GRADES))
-    path = Book(store).folder / "verdicts.jsonl"
+    path = VerdictStore(store).folder / "verdicts.jsonl"
     path.write_text(path.read_text()[:-5])
     assert score_folder(tmp_path / "out") == {}
     assert len(unscored(tmp_path / "out")) == 1
@@ -95,7 +95,9 @@ def test_what_the_endpoint_puts_off_is_asked_again_and_what_it_refuses_is_noted(
 
     judge(tmp_path / "out", replies)
     assert len(seen) == 5
-    reasons = {verdict.answer: verdict.reason for verdict in Book(store).verdicts().values()}
+    reasons = {
+        verdict.answer: verdict.reason for verdict in VerdictStore(store).verdicts().values()
+    }
     assert reasons == {"red": "", "x = -1": "", "three": "400: policy"}
     assert "1 answers could not be judged" in report(score_folder(tmp_path / "out"))
 
@@ -111,12 +113,12 @@ def test_an_endpoint_that_answers_nobody_ends_it_and_what_was_paid_stays(tmp_pat
 
     with pytest.raises(JudgeStoppedError, match="401"):
         judge(tmp_path / "out", first_only)
-    assert [verdict.answer for verdict in Book(store).verdicts().values()] == ["red"]
+    assert [verdict.answer for verdict in VerdictStore(store).verdicts().values()] == ["red"]
     assert len(judge(tmp_path / "out", by_answer(GRADES))) == 2
     busy = answered(tmp_path / "busy")
     with pytest.raises(JudgeStoppedError, match=f"{TRIES} attempts: 429"):
         judge(tmp_path / "busy", lambda text: reply(kind="again", reason="429"))
-    assert Book(busy).verdicts() == {}
+    assert VerdictStore(busy).verdicts() == {}
 
 
 def test_differences_are_of_one_judge_only(tmp_path):

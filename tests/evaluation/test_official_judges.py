@@ -11,7 +11,7 @@ from judging import judge, reply
 from pargo_ds.errors import UserError
 from pargo_ds.evaluation.benchmark import Item
 from pargo_ds.evaluation.benchmarks import BENCHMARKS, hallusion, mmvp
-from pargo_ds.evaluation.judge import Book
+from pargo_ds.evaluation.judge import VerdictStore
 from pargo_ds.evaluation.score import report, score_folder, unscored
 
 SAID = ("It is so.", "Yes.", "One cannot know.", "yes")
@@ -123,7 +123,7 @@ def test_mmvp_by_a_judge_counts_pairs_and_is_asked_as_by_its_authors(tmp_path):
 def test_a_judge_that_has_not_said_all_is_told_of_and_the_figures_are_by_words(tmp_path):
     store = answered(tmp_path / "out", SAID, name="hallusion")
     judge(tmp_path / "out", lambda text: reply("correct"))
-    path = Book(store).folder / "verdicts.jsonl"
+    path = VerdictStore(store).folder / "verdicts.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     assert score_folder(tmp_path / "out")["hallusion"]["title"] == "HallusionBench, by words"
     (line,) = unscored(tmp_path / "out")

@@ -18,8 +18,8 @@ def predicted_gib(run):
     """As torch allocates it, on two ranks under ZeRO-3, nothing computed again."""
     subject = subject_of(run)
     load = typical_load(run, subject.visual_tokens, None, None)
-    place = plan.Place(2, GPUS["h100"], Network(50), table_times("frozen"))
-    one = plan.way(subject, place, load, stage=3, again=0)
+    cluster = plan.Cluster(2, GPUS["h100"], Network(50), table_times("frozen"))
+    one = plan.strategy(subject, cluster, load, stage=3, again=0)
     parts = {part: value / plan.GIB for part, value in one.memory.items() if part not in OF_DEVICE}
     print({part: round(value, 3) for part, value in parts.items()})
     return sum(parts.values())

@@ -84,19 +84,23 @@ def test_what_is_whole_at_a_time_lies_between_the_largest_layer_and_the_model(ti
 
 def test_a_run_that_does_not_fit_is_refused_in_one_sentence_with_what_would_fit(tiny):
     load = typical_load(tiny.run, tiny.visual_tokens, None, None)
-    small = plan.Place(2, GPUS["l40s"], NETWORK, table_times("full"))
-    others = plan.ways(tiny, small, load)
-    plan.check_fits(plan.asked_way(tiny, small, load), others, small)
-    none = plan.Place(2, replace(GPUS["l40s"], memory_gib=1.0), NETWORK, table_times("full"))
+    small = plan.Cluster(2, GPUS["l40s"], NETWORK, table_times("full"))
+    others = plan.strategies(tiny, small, load)
+    plan.check_fits(plan.asked_strategy(tiny, small, load), others, small)
+    none = plan.Cluster(2, replace(GPUS["l40s"], memory_gib=1.0), NETWORK, table_times("full"))
     with pytest.raises(ConfigError, match="does not fit: ZeRO-3, 2 layers .* no ZeRO stage fits"):
-        plan.check_fits(plan.asked_way(tiny, none, load), plan.ways(tiny, none, load), none)
+        plan.check_fits(
+            plan.asked_strategy(tiny, none, load), plan.strategies(tiny, none, load), none
+        )
 
 
 def test_a_plan_as_text_says_every_part(tiny):
     load = typical_load(tiny.run, tiny.visual_tokens, None, None)
-    place = plan.Place(2, GPUS["h100"], NETWORK, table_times("full"))
-    others = plan.ways(tiny, place, load)
-    text = report.plan_text(tiny, place, load, plan.asked_way(tiny, place, load), others, 2.0)
+    cluster = plan.Cluster(2, GPUS["h100"], NETWORK, table_times("full"))
+    others = plan.strategies(tiny, cluster, load)
+    text = report.plan_text(
+        tiny, cluster, load, plan.asked_strategy(tiny, cluster, load), others, 2.0
+    )
     for word in ("no GPU has confirmed it", "memory of a rank", "fragmentation", "micro-step: GPU",
                  "MFU", "bound by", "GPU-hours", "tokens", "kB a sample (of 120 samples here)",
                  "checkpoint:"):  # fmt: skip

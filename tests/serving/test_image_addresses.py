@@ -8,10 +8,10 @@ import pytest
 
 pytest.importorskip("aiohttp")
 
-from pargo_ds.serving.image_addresses import Reached, data_of, own_address
+from pargo_ds.serving.image_addresses import ServerAddress, data_of, own_address
 from pargo_ds.serving.refusals import RequestError
 
-HERE = Reached("pargo.example", "10.0.0.5")
+HERE = ServerAddress("pargo.example", "10.0.0.5")
 
 
 def test_data_urls_are_decoded():
@@ -42,7 +42,10 @@ def test_an_address_of_this_host_is_asked_at_the_connections_own_address():
         "http://10.0.0.5:81/a.png?b=c"
     )
     assert str(own_address("http://PARGO.example/a.png", HERE)) == "http://10.0.0.5/a.png"
-    assert str(own_address("http://[::1]:8/a.png", Reached("::1", "::1"))) == "http://[::1]:8/a.png"
+    assert (
+        str(own_address("http://[::1]:8/a.png", ServerAddress("::1", "::1")))
+        == "http://[::1]:8/a.png"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,10 +76,10 @@ def test_all_other_addresses_are_refused(address):
 
 def test_a_forged_host_header_opens_no_other_machine():
     """Who claims to have reached a neighbour still gets the address of its own connection."""
-    forged = Reached("192.168.0.9", "10.0.0.5")
+    forged = ServerAddress("192.168.0.9", "10.0.0.5")
     assert own_address("http://192.168.0.9/secret.png", forged).host == "10.0.0.5"
 
 
 def test_where_addresses_are_off_none_is_asked():
     with pytest.raises(RequestError, match="data: URLs only"):
-        own_address("http://pargo.example/a.png", Reached(None, None))
+        own_address("http://pargo.example/a.png", ServerAddress(None, None))

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pargo_ds.captioning.ask.budget import MEASURED, Budget, Price, Rate, Worst
+from pargo_ds.captioning.ask.budget import MEASURED, Budget, InputTokenBound, Price, Rate
 from pargo_ds.captioning.ask.endpoint import Endpoint
 from pargo_ds.captioning.ask.ledger import Ledger
 from pargo_ds.captioning.ask.prompt import Prompt
@@ -34,8 +34,8 @@ LONGEST_PAUSE_S = 60.0
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How it is asked: `tries` of one request, the first pause between two of them, how many
+class RequestPolicy:
+    """Bounds of the requests: `tries` of each, the first pause between two tries, how many
     requests at once and a minute, tokens a minute.
     """
 
@@ -70,18 +70,18 @@ class Asker:
         parameters: Parameters,
         price: Price,
         limit: float,
-        manner: Manner,
+        policy: RequestPolicy,
         *,
         sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self.endpoint, self.ledger, self.prompt = endpoint, ledger, prompt
-        self.parameters, self.price, self.manner = parameters, price, manner
+        self.parameters, self.price, self.policy = parameters, price, policy
         self.budget = Budget(limit, spent=ledger.spent)
         self.requests, self.tokens = (
-            Rate(manner.requests_per_minute),
-            Rate(manner.tokens_per_minute),
+            Rate(policy.requests_per_minute),
+            Rate(policy.tokens_per_minute),
         )
-        self.worst = Worst(texts=sum(map(len, prompt.texts("").values())) + 4000)
+        self.input_bound = InputTokenBound(texts=sum(map(len, prompt.texts("").values())) + 4000)
         self.account = Account()
         self.response_format = prompt.schema is not None
         self._sleep, self._rng = sleep, random.Random()
@@ -97,7 +97,7 @@ class Asker:
         cannot be written; requests in flight are then waited for.
         """
         self._jobs, self._left = jobs, most
-        workers = [asyncio.create_task(self._work()) for _ in range(self.manner.at_once)]
+        workers = [asyncio.create_task(self._work()) for _ in range(self.policy.at_once)]
         done = await asyncio.gather(*workers, return_exceptions=True)
         fault = next((found for found in done if isinstance(found, BaseException)), None)
         if fault is not None:
@@ -131,8 +131,8 @@ class Asker:
                 key, _ = self._last_request(job)
                 if key in self.ledger or self._first_key(job) in self._busy:
                     self.account.known += 1
-                    if key in self.ledger and self.worst.answers < MEASURED:
-                        self.worst.add(self.ledger.answer(key)["usage"])
+                    if key in self.ledger and self.input_bound.answers < MEASURED:
+                        self.input_bound.add(self.ledger.answer(key)["usage"])
                 elif key in self.ledger.batched:
                     self.account.waiting_for_batch += 1
                 else:
@@ -151,7 +151,7 @@ class Asker:
     async def _ask(self, job: Job, parameters: Parameters, key: str) -> None:
         """Try until there is an answer, the tries are used up, or all is stopped."""
         said = ""
-        for attempt in range(1, self.manner.tries + 1):
+        for attempt in range(1, self.policy.tries + 1):
             if self.account.stopped:
                 return
             found = await self._attempt(job, parameters, key, attempt)
@@ -166,7 +166,7 @@ class Asker:
             if found.kind == "stop":
                 self.stop(found.reason)
                 return
-            if found.kind != "no_format" and attempt < self.manner.tries:
+            if found.kind != "no_format" and attempt < self.policy.tries:
                 await self._pause(found, attempt)
         self.account.failed[said[:80]] += 1
         self._failures += 1
@@ -193,8 +193,8 @@ class Asker:
         try:
             await self.requests.take()
             expected = 0
-            if self.worst.answers:
-                expected = self.worst.input_tokens
+            if self.input_bound.answers:
+                expected = self.input_bound.input_tokens
             await self.tokens.take(expected)
             await self.ledger.append(
                 {"kind": "sent", "key": key, "reserved": reserved, "id": job.id, "attempt": attempt}
@@ -203,7 +203,7 @@ class Asker:
             found = await self.endpoint.ask(body)
             cost = self._cost(found, reserved)
             await self.ledger.append(self._entry(found, key, job, cost))
-            self.worst.add(found.usage)
+            self.input_bound.add(found.usage)
         finally:
             self.budget.settle(reserved, cost)
         if found.kind == "no_format":
@@ -217,7 +217,7 @@ class Asker:
         what they did not need; stop, and return None, when that does not help.
         """
         while not self.account.stopped:
-            dollars = self.price.of(self.worst.input_tokens, max_tokens)
+            dollars = self.price.of(self.input_bound.input_tokens, max_tokens)
             if self.budget.reserve(dollars):
                 return dollars
             if not self.budget.in_flight:
@@ -257,5 +257,5 @@ class Asker:
         if found.wait_s is not None:
             self.requests.pause(found.wait_s)
             return
-        longest = min(LONGEST_PAUSE_S, self.manner.pause_s * 2 ** (attempt - 1))
+        longest = min(LONGEST_PAUSE_S, self.policy.pause_s * 2 ** (attempt - 1))
         await self._sleep(self._rng.uniform(0, longest))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pargo_ds.captioning.ask.budget import Price, Worst
+from pargo_ds.captioning.ask.budget import InputTokenBound, Price
 from pargo_ds.captioning.ask.ledger import Ledger
 from pargo_ds.captioning.ask.prompt import Prompt
 from pargo_ds.captioning.ask.request import Job, Parameters, request_body, requests_of
@@ -80,8 +80,8 @@ def _lines(
     room: list[float],
     response_format: bool,
 ) -> Iterator[tuple[str, bytes]]:
-    worst = Worst(texts=sum(map(len, prompt.texts("").values())) + 4000)
-    worst.answers, worst.greatest = len(ledger), ledger.longest["prompt_tokens"]
+    input_bound = InputTokenBound(texts=sum(map(len, prompt.texts("").values())) + 4000)
+    input_bound.answers, input_bound.greatest = len(ledger), ledger.longest["prompt_tokens"]
     seen: set[str] = set()
     for job in jobs:
         key, own = requests_of(job, prompt, parameters, ledger.cut)[-1]
@@ -91,7 +91,7 @@ def _lines(
             body = request_body(job, prompt, own, response_format=response_format)
         except Reject:
             continue  # the online stage records it as rejected
-        room[0] -= price.of(worst.input_tokens, own.max_tokens)
+        room[0] -= price.of(input_bound.input_tokens, own.max_tokens)
         if room[0] < 0:
             return
         seen.add(key)

@@ -35,7 +35,7 @@ class Price:
 
 
 @dataclass
-class Worst:
+class InputTokenBound:
     """The most tokens that a request may take in: assumed first, then 1.25 times the greatest of
     the measured ones.
     """

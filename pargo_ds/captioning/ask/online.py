@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pargo_ds.captioning.ask.asking import Account, Asker, Manner
+from pargo_ds.captioning.ask.asking import Account, Asker, RequestPolicy
 from pargo_ds.captioning.ask.budget import Price
 from pargo_ds.captioning.ask.captions import jobs_of
 from pargo_ds.captioning.ask.endpoint import Endpoint
@@ -32,7 +32,7 @@ class Online:
     parameters: Parameters
     price: Price
     limit: float
-    manner: Manner = Manner()
+    policy: RequestPolicy = RequestPolicy()
     timeout_s: float = 120
     until_budget: bool = False
     """Go on when the estimate exceeds the budget, and stop when that is used up."""
@@ -67,7 +67,7 @@ async def _ask(
         online.address,
         online.key,
         timeout_s=online.timeout_s,
-        connections=online.manner.at_once,
+        connections=online.policy.at_once,
     )
     async with endpoint:
         asker = Asker(
@@ -77,7 +77,7 @@ async def _ask(
             online.parameters,
             online.price,
             online.limit,
-            online.manner,
+            online.policy,
         )
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, asker.stop, "interrupted")

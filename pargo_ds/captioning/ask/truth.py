@@ -32,8 +32,9 @@ def truth_caption(sample: Sample) -> Caption:
     count = NUMBER_WORDS.get(len(small), str(len(small)))
     whole = f"{_phrase(salient, 'large')} {salient['place']} and {count} small objects"
     names = ", ".join(_phrase(thing) for thing in small)
-    parts = [Part(_cell(salient), f"{_sentence(_phrase(salient, 'large'))}")]
-    parts += [Part(_cell(thing), _sentence(_phrase(thing, "small"))) for thing in small]
+    parts = [Part(_cell(salient), _sentence(_phrase(salient, "large")))]
+    for thing in small:
+        parts.append(Part(_cell(thing), _sentence(_phrase(thing, "small"))))
     return Caption(f"{_sentence(whole)} The small ones are {names}.", tuple(parts))
 
 

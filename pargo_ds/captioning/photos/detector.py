@@ -63,9 +63,8 @@ class Detector:
     def __init__(self, folder: str = "") -> None:
         cv2 = opencv()
         files = PARTS["detector"].files
-        graph, text = (
-            checked(Path(folder or FOLDER) / Path(name).name, "detector") for name in files
-        )
+        home = Path(folder or FOLDER)
+        graph, text = (checked(home / Path(name).name, "detector") for name in files)
         self.sha256 = next(iter(files.values()))
         self._cv2, self._net = cv2, cv2.dnn.readNetFromTensorflow(graph, text)
 

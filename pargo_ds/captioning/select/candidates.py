@@ -20,13 +20,13 @@ from pargo_ds.captioning.photos.nsfw import nsfw_score
 from pargo_ds.captioning.select.image_hash import draw_of, image_digest, perceptual_hash
 from pargo_ds.data.images import read_image
 from pargo_ds.data.shards.schema import CAPTION_KINDS, Sample, caption_problem
-from pargo_ds.data.sources import Chunk, Finish, Reject, Source
+from pargo_ds.data.sources import Chunk, Reject, SampleTransform, Source
 from pargo_ds.data.sources.images import prepared
-from pargo_ds.data.sources.source import Where
+from pargo_ds.data.sources.source import InputLocation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidates(Finish):
+class Candidates(SampleTransform):
     """Keeps a sample of one image whose draw is below `share` and that is large and plain enough.
 
     `shortest_side` in pixels; `aspect` is the longer side over the shorter one; `english` asks for
@@ -149,7 +149,7 @@ class ShardSource(Source):
                 end = min(start + self.chunk_inputs, total)
                 yield Chunk((path, start, end), end - start)
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Read the samples of a range."""
         from pargo_ds.data.shards.folder import open_folder
         from pargo_ds.data.shards.reader import SampleReader
@@ -159,7 +159,7 @@ class ShardSource(Source):
         for position, row in zip(range(start, end), rows, strict=True):
             yield {"file": Path(path).name, "row": position}, Sample.from_mds(row, path)
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the id of the stored sample."""
         return entry.id
 

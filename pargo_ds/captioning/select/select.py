@@ -25,7 +25,7 @@ from pargo_ds.captioning.run_files import (
 )
 from pargo_ds.captioning.select.candidates import Candidates
 from pargo_ds.captioning.select.image_hash import near_pairs
-from pargo_ds.data.building.delivery import Place, build
+from pargo_ds.data.building.delivery import Destination, build
 from pargo_ds.data.building.plan import Plan
 from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources import Source
@@ -116,9 +116,9 @@ def select(
     if number is not None and number < 1:
         raise CaptionError(f"{number} images are to be selected; expected at least 1")
     run.path.mkdir(parents=True, exist_ok=True)
-    plan = Plan(source=source, finish=candidates)
+    plan = Plan(source=source, transform=candidates)
     built = build(
-        plan, Place(run.candidates), workers=workers, part=part, max_rejects=1.0, said=print
+        plan, Destination(run.candidates), workers=workers, part=part, max_rejects=1.0, said=print
     )
     if built is None:
         return None

@@ -164,7 +164,8 @@ def check_addresses(files: Sequence[StatesFile], trained: Mapping[str, Assembled
             continue
         said: dict[str, tuple[int, int]] = {}
         for group in noted:
-            said |= {name: (place.start, place.numel) for name, place in group.items()}
+            for name, place in group.items():
+                said[name] = (place.start, place.numel)
         held = found[file.path]
         if wrong := sorted(name for name in said | held if said.get(name) != held.get(name)):
             raise CheckpointError(

@@ -86,7 +86,8 @@ class MegatronWeights(WeightSource):
         self.base = self._base_of_the_rest(base)
         self._places: dict[str, tuple[Entry, int]] = {}
         for entry in self.layout.entries():
-            self._places |= {LLM + part: (entry, i) for i, part in enumerate(entry.parts)}
+            for number, part in enumerate(entry.parts):
+                self._places[LLM + part] = (entry, number)
         self._check_keys(expected)
         shapes = self._in_order(expected)
         self.specs = {name: Spec(shape, self._dtype(name)) for name, shape in shapes.items()}

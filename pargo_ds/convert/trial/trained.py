@@ -11,8 +11,7 @@ from pargo_ds import assembly
 from pargo_ds.assembly.freezing import apply_freezing
 from pargo_ds.checkpoint.fragments import FOLDER, WEIGHT, Fragment, as_tensors, fragment_file
 from pargo_ds.checkpoint.frozen import frozen_hashes
-from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file
-from pargo_ds.checkpoint.store import versions
+from pargo_ds.checkpoint.manifest import FORMAT_VERSION, Manifest, describe_file, versions
 from pargo_ds.config import RunConfig
 from pargo_ds.model import ParGoForConditionalGeneration, ParGoProcessor
 

@@ -151,7 +151,11 @@ def reloaded(folder: Path, dtype: torch.dtype | str) -> ParGoForConditionalGener
     )
     # The types of transformers do not say that this is a pair.
     model, info = cast("tuple[ParGoForConditionalGeneration, dict[str, Any]]", loaded)
-    if faults := {kind: sorted(map(str, keys))[:3] for kind, keys in info.items() if keys}:
+    faults = {}
+    for kind, keys in info.items():
+        if keys:
+            faults[kind] = sorted(map(str, keys))[:3]
+    if faults:
         raise ValueError(f"its weights do not fit: {faults}")
     if (folder / zero_to_hf.ADAPTER).is_dir():
         from peft import PeftModel

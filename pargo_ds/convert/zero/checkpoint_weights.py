@@ -91,8 +91,10 @@ class CheckpointWeights(WeightSource):
             self.lora = lora
         if self.lora == "merged":
             self._untie(aliases)
-        held = {name: values[full] for name, full in self._full.items()}
-        self.specs = {n: Spec(tuple(t.shape), self._dtype(t)) for n, t in held.items()}
+        self.specs = {}
+        for name, full in self._full.items():
+            held = values[full]
+            self.specs[name] = Spec(tuple(held.shape), self._dtype(held))
         if wait:
             self.files.check()
 

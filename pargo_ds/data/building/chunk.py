@@ -42,7 +42,7 @@ def build_chunk(plan: Plan, folder: Path, number: int, payload: Any) -> dict[str
     writer = f"{socket.gethostname()}-{os.getpid()}"
     with folder_aside(folder / chunk_name(number), writer, first_wins=True) as unfinished:
         # If another process builds the same chunk, it writes the same bytes.
-        return _fill(plan, unfinished, outcomes(plan.source, payload, plan.finish))
+        return _fill(plan, unfinished, outcomes(plan.source, payload, plan.transform))
 
 
 def _fill(plan: Plan, folder: Path, found: Iterator[Outcome]) -> dict[str, Any]:

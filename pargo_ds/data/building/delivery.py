@@ -19,7 +19,7 @@ from pargo_ds.errors import BuildError
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where a data set goes: it is built in the folder `local` and uploaded to `remote`
     (s3://bucket/folder), unless that is None.
     """
@@ -28,7 +28,7 @@ class Place:
     remote: str | None = None
 
     @classmethod
-    def of(cls, out: str, work: str | None = None) -> Place:
+    def of(cls, out: str, work: str | None = None) -> Destination:
         """Return the destination that a command line names. A data set for an object store is built
         in the local folder `work` (default: ./FOLDER).
         """
@@ -46,35 +46,39 @@ class Place:
         return cls(Path(work or key.rpartition("/")[2]), out.rstrip("/"))
 
 
-def finished(place: Place, plan: Plan) -> Merged | None:
+def finished(destination: Destination, plan: Plan) -> Merged | None:
     """Return the account of the data set if it was built before by the same plan; None if there is
     something left to build.
 
     Raises BuildError when the folder holds another data set or anything else.
     """
-    shutil.rmtree(place.local / DONE, ignore_errors=True)
-    if place.local.exists() and not place.local.is_dir():
+    shutil.rmtree(destination.local / DONE, ignore_errors=True)
+    if destination.local.exists() and not destination.local.is_dir():
         raise BuildError(
-            f"{place.local} is a file; expected a folder to write shards into: choose another name"
+            f"{destination.local} is a file; expected a folder to write shards into: choose another name"
         )
-    if (place.local / WORK).is_dir() or not place.local.is_dir() or not any(place.local.iterdir()):
+    if (
+        (destination.local / WORK).is_dir()
+        or not destination.local.is_dir()
+        or not any(destination.local.iterdir())
+    ):
         return None
-    if not (place.local / SUMMARY).is_file():
+    if not (destination.local / SUMMARY).is_file():
         raise BuildError(
-            f"{place.local} exists already and holds something else; choose another folder"
+            f"{destination.local} exists already and holds something else; choose another folder"
         )
-    there = json.loads((place.local / SUMMARY).read_text())["plan"]
+    there = json.loads((destination.local / SUMMARY).read_text())["plan"]
     differing = differences(there, plan.described())
     if differing:
         raise BuildError(
-            f"{place.local} was built with other settings ({differing}); choose another folder"
+            f"{destination.local} was built with other settings ({differing}); choose another folder"
         )
-    return read_summary(place.local)
+    return read_summary(destination.local)
 
 
 def build(
     plan: Plan,
-    place: Place,
+    destination: Destination,
     *,
     workers: int = 1,
     part: tuple[int, int] = (0, 1),
@@ -84,21 +88,23 @@ def build(
     """Build the missing chunks. With one part, merge them and return the account; with several
     parts return None, and call `merge` when all parts are built.
     """
-    merged = finished(place, plan)
+    merged = finished(destination, plan)
     if merged is not None:
-        said(f"{place.local} is finished already")
+        said(f"{destination.local} is finished already")
         return merged
-    found = build_chunks(plan, place.local, workers=workers, part=part, max_rejects=max_rejects)
+    found = build_chunks(
+        plan, destination.local, workers=workers, part=part, max_rejects=max_rejects
+    )
     if found:
         said(
-            f"went on with the unfinished build in {place.local}: {found:,} chunks were there already"
+            f"went on with the unfinished build in {destination.local}: {found:,} chunks were there already"
         )
     if part[1] > 1:
         return None
-    return merge(place.local, max_rejects)
+    return merge(destination.local, max_rejects)
 
 
-def upload(place: Place, merged: Merged, said: Callable[[str], None] = print) -> None:
+def upload(destination: Destination, merged: Merged, said: Callable[[str], None] = print) -> None:
     """Upload a finished data set: each split with its index last, and then the account. Splits that
     were uploaded before are skipped.
 
@@ -106,10 +112,10 @@ def upload(place: Place, merged: Merged, said: Callable[[str], None] = print) ->
     """
     from pargo_ds.data.shards.folder import download, upload_folder
 
-    assert place.remote is not None, "only for a place in an object store"
+    assert destination.remote is not None, "only for a destination in an object store"
     with tempfile.TemporaryDirectory(prefix="pargo_ds_upload_") as folder:
         for name in sorted(merged.splits):
-            local, remote = place.local / name, f"{place.remote}/{name}".rstrip("/")
+            local, remote = destination.local / name, f"{destination.remote}/{name}".rstrip("/")
             there = Path(folder) / INDEX_NAME
             if (
                 download(f"{remote}/{INDEX_NAME}", there)
@@ -119,10 +125,10 @@ def upload(place: Place, merged: Merged, said: Callable[[str], None] = print) ->
                 continue
             upload_folder(local, remote)
         if "" not in merged.splits and not download(
-            f"{place.remote}/{SUMMARY}", Path(folder) / "there"
+            f"{destination.remote}/{SUMMARY}", Path(folder) / "there"
         ):
             account = Path(folder) / "account"
             account.mkdir()
             for name in (REJECTS, SUMMARY):
-                shutil.copyfile(place.local / name, account / name)
-            upload_folder(account, place.remote, last=SUMMARY)
+                shutil.copyfile(destination.local / name, account / name)
+            upload_folder(account, destination.remote, last=SUMMARY)

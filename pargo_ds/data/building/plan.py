@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pargo_ds.data.shards.mds import HASHES, SCHEMA_VERSION, SHARD_BYTES, check_compression
-from pargo_ds.data.sources import Finish, Source
+from pargo_ds.data.sources import SampleTransform, Source
 from pargo_ds.errors import BuildError
 from pargo_ds.files.whole_file import write_whole
 
@@ -40,7 +40,7 @@ class Plan:
     """
 
     source: Source
-    finish: Finish = Finish()
+    transform: SampleTransform = SampleTransform()
     validation: float | int | None = None
     same_id: str = "number"
     compression: str = "none"
@@ -70,7 +70,7 @@ class Plan:
             "options": options,
             "files": [name for name, _, _ in files[:3]],
             "state of the files": hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16],
-            **dataclasses.asdict(self.finish),
+            **dataclasses.asdict(self.transform),
             "validation": self.validation,
             "same_id": self.same_id,
             "compression": self.compression,

@@ -173,5 +173,7 @@ def _merged(parts: Sequence[NDArray[np.uint32]]) -> NDArray[np.uint32]:
     """
     if len(parts) == 1:
         return parts[0]
-    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(1, len(part)) for part in parts])
-    return np.concatenate(parts)[np.argsort(places, kind="stable")]
+    shares = []
+    for part in parts:
+        shares.append((np.arange(len(part)) + 0.5) / max(1, len(part)))
+    return np.concatenate(parts)[np.argsort(np.concatenate(shares), kind="stable")]

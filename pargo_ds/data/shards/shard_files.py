@@ -192,5 +192,6 @@ def rows_at(folder: ShardFolder, positions: Sequence[int]) -> list[dict[str, Any
     found: dict[tuple[int, int], dict[str, Any]] = {}
     for number, here in sorted(wanted.items()):
         with opened_shard(folder, number) as shard:
-            found.update({(number, place): shard.row(place) for place in here})
+            for place in here:
+                found[number, place] = shard.row(place)
     return [found[key] for key in zip(shard_of.tolist(), places, strict=True)]

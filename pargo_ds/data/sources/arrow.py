@@ -12,7 +12,7 @@ from typing import Any
 from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.parquet import require_pyarrow, row_of
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import Chunk, Where
+from pargo_ds.data.sources.source import Chunk, InputLocation
 from pargo_ds.errors import SourceError
 
 ARROW = (".arrow",)
@@ -48,10 +48,13 @@ def _saved_files(folder: Path) -> list[str]:
         raise SourceError(
             f"{folder} selects rows by an index file; write it with flatten_indices().save_to_disk(...)"
         )
-    names = [Path(str(entry.get("filename"))).name for entry in state.get("_data_files", [])]
-    if not names:
+    files = []
+    for entry in state.get("_data_files", []):
+        name = Path(str(entry.get("filename"))).name
+        files.append(str(folder / name))
+    if not files:
         raise SourceError(f"{folder / 'state.json'} names no data files; save the data set anew")
-    return [str(folder / name) for name in names]
+    return files
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
         ) from error
 
 
-def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[Where, Any]]:
+def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[InputLocation, Any]]:
     """Yield the rows of a chunk. If its batch is damaged, each of its rows is a reject."""
     _, path, number, start, rows, before = payload
     batch = next(batch for place, batch in enumerate(_batches(path)) if place == number)

@@ -16,10 +16,10 @@ from pargo_ds.data.shards.schema import Sample
 from pargo_ds.data.sources.images import read_file
 from pargo_ds.data.sources.json_files import load_json
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import Chunk, Source, Where, text_id
+from pargo_ds.data.sources.source import Chunk, InputLocation, Source, text_id
 from pargo_ds.errors import SourceError
 
-Input = tuple[Where, Any]
+Input = tuple[InputLocation, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Coco(Source):
         return found + stray
 
     def _inputs_of_image(
-        self, where: Where, image: Any, captions: dict[str, list[tuple[int, str]]]
+        self, where: InputLocation, image: Any, captions: dict[str, list[tuple[int, str]]]
     ) -> list[Input]:
         key = _key_of(image)
         if not key:
@@ -102,11 +102,11 @@ class Coco(Source):
             found.append(({**where, "annotation": number}, entry))
         return found
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the inputs, which the chunk already holds parsed."""
         yield from payload
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the id of the image, with -2, -3, ... for its further captions."""
         name, number = text_id(entry["id"], "0"), entry.get("number", 1)
         if number > 1:

@@ -158,7 +158,8 @@ def _check_answer(url: str, answer: http.client.HTTPResponse, limits: FetchLimit
         raise Reject(
             "not fetched", f"{shortened(url)}: the content is {shortened(kind)}; expected an image"
         )
-    words = {word.strip().lower() for word in (answer.getheader("X-Robots-Tag") or "").split(",")}
+    robots = answer.getheader("X-Robots-Tag") or ""
+    words = {word.strip() for word in robots.lower().split(",")}
     if words & FORBIDDEN:
         raise Reject(
             "not fetched",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Where
+from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, InputLocation
 from pargo_ds.errors import SourceError
 
 MAX_LINE = 1 << 26
@@ -189,7 +189,7 @@ def _line_chunk(path: str, start: int, end: int, first: int, held: list[bytes | 
     return Chunk((path, start, end, first), end - start)
 
 
-def line_entries(payload: tuple[str, Any, int | None, int]) -> Iterator[tuple[Where, Any]]:
+def line_entries(payload: tuple[str, Any, int | None, int]) -> Iterator[tuple[InputLocation, Any]]:
     """Yield the parsed lines of one chunk with their line numbers; empty lines are skipped."""
     path, start, end, first = payload
     if end is None:
@@ -200,7 +200,7 @@ def line_entries(payload: tuple[str, Any, int | None, int]) -> Iterator[tuple[Wh
         yield from _numbered(path, _lines(file, end), first)
 
 
-def _numbered(path: str, lines: Any, first: int) -> Iterator[tuple[Where, Any]]:
+def _numbered(path: str, lines: Any, first: int) -> Iterator[tuple[InputLocation, Any]]:
     for number, line in enumerate(lines, first):
         if line is None or line.strip():
             yield {"file": path, "line": number}, _parsed_line(line)

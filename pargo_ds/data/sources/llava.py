@@ -14,7 +14,7 @@ from pargo_ds.data.sources.conversations import dialogue_of
 from pargo_ds.data.sources.images import read_item
 from pargo_ds.data.sources.json_files import holds_lines, line_chunks, line_entries, load_json
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import Chunk, Source, Where, file_stem, text_id
+from pargo_ds.data.sources.source import Chunk, InputLocation, Source, file_stem, text_id
 from pargo_ds.errors import SourceError
 
 
@@ -52,7 +52,7 @@ class Llava(Source):
                 part = entries[start : start + self.chunk_inputs]
                 yield Chunk((path, start, part), size * len(part) // len(entries))
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the entries of a chunk, each with its number or its line."""
         if len(payload) == 4:
             yield from line_entries(payload)
@@ -61,7 +61,7 @@ class Llava(Source):
         for number, entry in enumerate(part, start + 1):
             yield {"file": path, "entry": number}, entry
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the entry's own id, or the file's name and the entry's number. Raises Reject."""
         if not isinstance(entry, dict):
             raise Reject(

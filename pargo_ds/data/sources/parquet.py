@@ -9,7 +9,7 @@ from typing import Any
 
 from pargo_ds.data.sources.columns import check_columns
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import Chunk, Where
+from pargo_ds.data.sources.source import Chunk, InputLocation
 from pargo_ds.errors import SourceError
 
 BATCH = 64
@@ -62,7 +62,7 @@ def chunks(path: str, wanted: list[str], inputs: int) -> Iterator[Chunk]:
         before += facts.num_rows
 
 
-def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[Where, Any]]:
+def entries(payload: Any, wanted: list[str]) -> Iterator[tuple[InputLocation, Any]]:
     """Yield the rows of a chunk. Each row that cannot be decoded is a reject."""
     _, path, group, start, rows, before = payload
     read = 0

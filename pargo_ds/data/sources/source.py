@@ -21,8 +21,8 @@ CHUNK_INPUTS = 2000
 CHUNK_BYTES = 1 << 26
 """A chunk of lines or rows ends when it has this number of inputs or of bytes."""
 
-Where = dict[str, Any]
-"""The place of an input: its file, and its line, entry, row or member."""
+InputLocation = dict[str, Any]
+"""Where an input lies: its file, and its line, entry, row or member."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Chunk:
 class Outcome:
     """The outcome of one input: `sample`, or None with the kind and the reason of a reject."""
 
-    where: Where
+    where: InputLocation
     id: str
     sample: Sample | None
     kind: str = ""
@@ -78,13 +78,13 @@ class Source(abc.ABC):
         """
 
     @abc.abstractmethod
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the inputs of a chunk, each with its place. A Reject stands for an input that
         cannot be parsed.
         """
 
     @abc.abstractmethod
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the id of an input. Raises Reject."""
 
     @abc.abstractmethod
@@ -92,21 +92,23 @@ class Source(abc.ABC):
         """Convert an input to a sample that is not yet checked. Raises Reject."""
 
 
-def outcomes(source: Source, payload: Any, finish: Callable[[Sample], Sample]) -> Iterator[Outcome]:
-    """Yield one outcome for each input of a chunk, in order. `finish` checks a sample and prepares
-    its images.
+def outcomes(
+    source: Source, payload: Any, transform: Callable[[Sample], Sample]
+) -> Iterator[Outcome]:
+    """Yield one outcome for each input of a chunk, in order. `transform` checks a sample and
+    prepares its images.
     """
 
-    def outcome(place: tuple[Where, Any]) -> Outcome:
-        return _outcome(source, *place, finish)
+    def outcome(located: tuple[InputLocation, Any]) -> Outcome:
+        return _outcome(source, *located, transform)
 
     if source.threads == 1:
         yield from map(outcome, source.entries(payload))
         return
     with ThreadPoolExecutor(source.threads) as threads:
         waiting: deque[Future[Outcome]] = deque()
-        for place in source.entries(payload):
-            waiting.append(threads.submit(outcome, place))
+        for located in source.entries(payload):
+            waiting.append(threads.submit(outcome, located))
             if len(waiting) > 2 * source.threads:
                 yield waiting.popleft().result()
         while waiting:
@@ -114,14 +116,14 @@ def outcomes(source: Source, payload: Any, finish: Callable[[Sample], Sample]) -
 
 
 def _outcome(
-    source: Source, where: Where, entry: Any, finish: Callable[[Sample], Sample]
+    source: Source, where: InputLocation, entry: Any, transform: Callable[[Sample], Sample]
 ) -> Outcome:
     sample_id = ""
     try:
         if isinstance(entry, Reject):
             raise entry
         sample_id = source.identify(where, entry)
-        return Outcome(where, sample_id, finish(source.sample(entry, sample_id)))
+        return Outcome(where, sample_id, transform(source.sample(entry, sample_id)))
     except Reject as reject:
         return Outcome(where, sample_id, None, reject.kind, reject.reason)
     except RecursionError:

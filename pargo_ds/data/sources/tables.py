@@ -19,7 +19,14 @@ from pargo_ds.data.sources.images import check_count, check_size, image_bytes, r
 from pargo_ds.data.sources.json_files import plain_suffix
 from pargo_ds.data.sources.keys import MEDIA_FILE, as_list
 from pargo_ds.data.sources.rejects import Reject
-from pargo_ds.data.sources.source import CHUNK_BYTES, Chunk, Source, Where, file_stem, text_id
+from pargo_ds.data.sources.source import (
+    CHUNK_BYTES,
+    Chunk,
+    InputLocation,
+    Source,
+    file_stem,
+    text_id,
+)
 from pargo_ds.errors import SourceError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
@@ -116,7 +123,7 @@ class Table(Source):
             else:
                 yield from self._csv_chunks(path, kind)
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the rows of a chunk; with `captions` "all", one input for each caption of a row."""
         for where, entry in self._rows(payload):
             if self.captions == "first" or isinstance(entry, Reject):
@@ -125,7 +132,7 @@ class Table(Source):
             for number, text in enumerate(texts_of(entry.get(self.caption_column)) or [None], 1):
                 yield {**where, "caption": number}, {**entry, self.caption_column: text}
 
-    def _rows(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def _rows(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         if payload[0] == "parquet":
             yield from parquet.entries(payload, self.wanted)
         elif payload[0] == "arrow":
@@ -170,7 +177,7 @@ class Table(Source):
         cell = cells[names.index(self.image_column)].strip()
         return cell.startswith(("http://", "https://")) or MEDIA_FILE.search(cell) is not None
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the row's own id, or the file's name and the row's number. Raises Reject."""
         value = self._cell(entry, self.id_column)
         own = text_id(value, f"{file_stem(where['file'])}-{where['row']:08d}")

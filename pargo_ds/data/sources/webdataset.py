@@ -24,7 +24,7 @@ from pargo_ds.data.sources.images import ENDINGS, check_count, check_size
 from pargo_ds.data.sources.json_files import check_each_once, parsed
 from pargo_ds.data.sources.keys import CONVERSATION_KEYS, filled
 from pargo_ds.data.sources.rejects import Reject, shortened
-from pargo_ds.data.sources.source import Chunk, Source, Where, text_id
+from pargo_ds.data.sources.source import Chunk, InputLocation, Source, text_id
 from pargo_ds.errors import SourceError
 
 KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -118,7 +118,7 @@ class WebDataset(Source):
         for path in self.files:
             yield Chunk(path, os.path.getsize(path))
 
-    def entries(self, payload: Any) -> Iterator[tuple[Where, Any]]:
+    def entries(self, payload: Any) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the groups of a tar, each as (key, {extension: bytes}), and a Reject for each
         member or group that cannot be used.
 
@@ -169,7 +169,7 @@ class WebDataset(Source):
             reason = f"the rest of the tar after {last} is lost: {shortened(str(error))}"
             yield {"file": payload, "member": last}, Reject("tar damaged", reason)
 
-    def identify(self, where: Where, entry: Any) -> str:
+    def identify(self, where: InputLocation, entry: Any) -> str:
         """Return the id in the group's JSON, or else the key. Raises Reject."""
         key, members = entry
         return text_id(_fields(members).get("id"), key)
@@ -224,7 +224,7 @@ class _Group:
             data = b""  # of others only the name is needed, to say that they were not read
         self.members[extension] = data
 
-    def entries(self, path: str) -> Iterator[tuple[Where, Any]]:
+    def entries(self, path: str) -> Iterator[tuple[InputLocation, Any]]:
         """Yield the finished group, or the Reject of its fault; nothing for an empty one."""
         if self.key:
             yield {"file": path, "member": self.first}, self.fault or (self.key, self.members)

@@ -114,11 +114,10 @@ def read(source: Path, prompt: Prompt) -> list[Item]:
         )
     folder = files[0].parent
     images = one_folder(folder, "train2014", "images")
-    items = [
-        _item(path.stem, number, row, images, folder, prompt)
-        for path in files
-        for number, row in enumerate(read_json_lines(path))
-    ]
+    items: list[Item] = []
+    for path in files:
+        for number, row in enumerate(read_json_lines(path)):
+            items.append(_item(path.stem, number, row, images, folder, prompt))
     check_images((image for item in items for image in item.images), images)
     return items
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pargo_ds.captioning.language import SMALL_WORDS
 from pargo_ds.captioning.score.scorers.base import Piece, Scorer
-from pargo_ds.captioning.score.scorers.features import PLACES, Features, Seen
+from pargo_ds.captioning.score.scorers.features import PLACES, FeatureExtractor, ImageFeatures
 from pargo_ds.captioning.text_rules import words_of
 from pargo_ds.errors import CaptionError
 
@@ -68,7 +68,7 @@ class Conse(Scorer):
     def __init__(self, folder: str) -> None:
         from timm.data import ImageNetInfo
 
-        self.features, self.words = Features(), Words(folder)
+        self.features, self.words = FeatureExtractor(), Words(folder)
         info = ImageNetInfo("imagenet-1k")
         labels = [info.index_to_description(number) for number in range(info.num_classes())]
         names = [re.split(r"[,:(]", label)[0] for label in labels]
@@ -84,7 +84,7 @@ class Conse(Scorer):
 
     def look(self, image: Image.Image) -> NDArray[np.float32]:
         """Return (10, width) vectors of what is seen in the whole and in each cell."""
-        seen: Seen = self.features(image)
+        seen: ImageFeatures = self.features(image)
         logits = seen.features @ self.head[0].T + self.head[1]
         return np.stack([self._mean_label(row) for row in logits])
 

@@ -69,4 +69,7 @@ class Detections(Scorer):
 
     def raw(self, looks: Sequence[list[Box]], pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Return the precision of each text in each image; NaN for a text that names nothing."""
-        return np.array([[precision(boxes, piece) for piece in pieces] for boxes in looks])
+        table = np.zeros((len(looks), len(pieces)))
+        for row, boxes in enumerate(looks):
+            table[row] = [precision(boxes, piece) for piece in pieces]
+        return table

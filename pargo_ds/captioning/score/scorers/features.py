@@ -19,7 +19,7 @@ SIDE = 288
 """Pixels of the image that goes in: 9 x 9 features, so 3 x 3 of them belong to each cell."""
 
 
-class Seen(NamedTuple):
+class ImageFeatures(NamedTuple):
     """Features (10, 1280): of the whole image, then of the cells; class logits (1000,)."""
 
     features: NDArray[np.float32]
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 PLACES: dict[str | None, int] = {None: 0}
 PLACES |= {cell: 1 + number for number, cell in enumerate(CELLS)}
-"""Cell -> row of `Seen.features`."""
+"""Cell -> row of `ImageFeatures.features`."""
 
 
 def weights_file() -> Path:
@@ -46,8 +46,8 @@ def weights_file() -> Path:
     return found[0]
 
 
-class Features:
-    """The classifier, on the CPU, one image at a time."""
+class FeatureExtractor:
+    """The classifier that gives the features, on the CPU, one image at a time."""
 
     def __init__(self) -> None:
         import timm
@@ -62,7 +62,7 @@ class Features:
         names = self.model.state_dict()
         self.model.load_state_dict(dict(zip(names, stored, strict=True)))
 
-    def __call__(self, image: Image.Image) -> Seen:
+    def __call__(self, image: Image.Image) -> ImageFeatures:
         """The features of an RGB image of any size, made square."""
         import torch
 
@@ -73,4 +73,4 @@ class Features:
             whole = maps.mean(dim=(2, 3))
             cells = torch.nn.functional.adaptive_avg_pool2d(maps, 3).flatten(2)[0].T  # (9, 1280)
             logits = self.model.classifier(whole)[0]
-        return Seen(torch.cat([whole, cells]).numpy(), logits.numpy())
+        return ImageFeatures(torch.cat([whole, cells]).numpy(), logits.numpy())

@@ -19,7 +19,7 @@ from PIL import Image
 
 from pargo_ds.captioning.language import SMALL_WORDS
 from pargo_ds.captioning.score.scorers.base import Piece, Scorer
-from pargo_ds.captioning.score.scorers.features import PLACES, Features, Seen
+from pargo_ds.captioning.score.scorers.features import PLACES, FeatureExtractor, ImageFeatures
 from pargo_ds.captioning.text_rules import words_of
 from pargo_ds.errors import CaptionError
 
@@ -60,7 +60,7 @@ class Learned(Scorer):
     learns = True
 
     def __init__(self) -> None:
-        self.features = Features()
+        self.features = FeatureExtractor()
         self.words: dict[str, int] = {}
         self.weights: dict[tuple[int, bool], NDArray[np.float64]] = {}
         self.half = 0
@@ -69,11 +69,11 @@ class Learned(Scorer):
         """Return the hash of the weights, and the settings."""
         return {"weights": self.features.sha256, "ridge": RIDGE, "least_times": LEAST_TIMES}
 
-    def look(self, image: Image.Image) -> Seen:
+    def look(self, image: Image.Image) -> ImageFeatures:
         """Return the features of the image and of its cells."""
         return self.features(image)
 
-    def fit(self, pairs: Iterator[tuple[str, Seen, list[Piece]]]) -> None:
+    def fit(self, pairs: Iterator[tuple[str, ImageFeatures, list[Piece]]]) -> None:
         """Learn the commonest words, by both halves of the images. Raises as the base says."""
         kept = list(pairs)
         if len(kept) < FEWEST_IMAGES:
@@ -103,7 +103,7 @@ class Learned(Scorer):
         judge.half = _half_of(image)
         return judge
 
-    def raw(self, looks: Sequence[Seen], pieces: Sequence[Piece]) -> NDArray[np.float64]:
+    def raw(self, looks: Sequence[ImageFeatures], pieces: Sequence[Piece]) -> NDArray[np.float64]:
         """Return the mean of the words that are detected least (half of them, at least one)."""
         table = np.zeros((len(looks), len(pieces)))
         for number, piece in enumerate(pieces):

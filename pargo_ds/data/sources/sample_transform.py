@@ -24,9 +24,9 @@ bits.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finish:
-    """The source and license of all samples, and the longest side of images in pixels (None: images
-    are stored unchanged).
+class SampleTransform:
+    """Turns a sample as it was read into the one that is stored: it gives all samples their source
+    and license, and scales images down to the longest side in pixels (None: they are unchanged).
     """
 
     source: str = ""
@@ -73,17 +73,17 @@ class Finish:
         problem = problem or caption_problem(sample.captions)
         if problem is not None:
             raise Reject("placeholders", problem)
-        finished = dataclasses.replace(
+        stored = dataclasses.replace(
             sample,
             images=images,
             source=self.source or sample.source,
             license=self.license or sample.license,
         )
         try:
-            check_sample(finished)
+            check_sample(stored)
         except SampleError as error:
             raise Reject("does not fit", str(error).partition(": ")[2] or str(error)) from error
-        return finished
+        return stored
 
 
 def _is_invisible(letter: str) -> bool:

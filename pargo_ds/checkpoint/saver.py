@@ -1,4 +1,4 @@
-"""Save and resume a run: weights, optimizer, data position, random state and configuration.
+"""Save a run: weights, optimizer, data position, random state and configuration.
 
 All ranks write a checkpoint into a temporary folder, which is renamed when it is whole. Each rank
 copies its part of the state into host memory (training waits for the copy), writes and hashes its
@@ -9,7 +9,6 @@ files, because collectives in the background would disturb those of training.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -20,36 +19,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pargo_ds import distributed
 from pargo_ds.checkpoint import engine_state
-from pargo_ds.checkpoint.fragments import FragmentFiles, as_tensors, fragment_file
+from pargo_ds.checkpoint.fragments import as_tensors, fragment_file
 from pargo_ds.checkpoint.manifest import (
     FORMAT_VERSION,
+    REMOVED,
+    REPLACED,
+    WRITING,
     Manifest,
-    candidates,
     describe_file,
     point_latest,
-    read_manifest,
     step_folder,
     steps_in,
-    verify_files,
+    versions,
 )
-from pargo_ds.checkpoint.random_state import random_state, seed_new_rank, set_random_state
+from pargo_ds.checkpoint.random_state import random_file, random_state
 from pargo_ds.errors import CheckpointError
 from pargo_ds.files.whole_file import write_whole
 
 log = logging.getLogger("pargo_ds")
-PACKAGES = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "peft", "timm")
-WRITING, REPLACED, REMOVED, DAMAGED = ".writing_", ".replaced_", ".removed_", "damaged_"
 MARKS_TIMEOUT_S = 3600
 """A rank that has not written its file after this number of seconds is assumed to be dead."""
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages on which the results of a run depend."""
-    return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +226,7 @@ def write_own(aside: Path, tensors: dict[str, Any], random: dict[str, Any]) -> i
     """
     rank = distributed.rank()
     described = {}
-    for name, content in ((fragment_file(rank), tensors), (_random_file(rank), random)):
+    for name, content in ((fragment_file(rank), tensors), (random_file(rank), random)):
         if not content:
             continue
         path = aside / name
@@ -260,10 +253,6 @@ def _mark(rank: int) -> str:
     return f"written_{rank:05d}.json"
 
 
-def _random_file(rank: int) -> str:
-    return f"random/rank_{rank:05d}.safetensors"
-
-
 def _flush_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -274,99 +263,3 @@ def _flush_folder(folder: Path) -> None:
 
 def _step_of(folder: Path) -> int:
     return int(folder.name[5:])
-
-
-def clean_up(checkpoints: Path) -> list[str]:
-    """Remove the unfinished folders of a killed run, and rename a folder back that was to be
-    replaced. Return one sentence for each folder.
-
-    Rank 0 calls this before any checkpoint is read.
-    """
-    done = []
-    for path in sorted(checkpoints.glob(f"{REPLACED}step_*")):
-        original = checkpoints / path.name.removeprefix(REPLACED)
-        if original.exists() or not (path / "manifest.json").is_file():
-            shutil.rmtree(path)
-            done.append(f"removed {path.name}, which had been given up")
-        else:
-            path.rename(original)
-            done.append(
-                f"gave {original.name} its name back: a save that should have replaced it was cut off"
-            )
-    for path in sorted(checkpoints.glob(f"{REMOVED}*")):
-        shutil.rmtree(path)
-        done.append(f"removed {path.name}, an old checkpoint that was on its way out")
-    for path in sorted(checkpoints.glob(f"{WRITING}*")):
-        shutil.rmtree(path)
-        done.append(f"removed {path.name}, a save that was cut off")
-    return done
-
-
-def find_resume(checkpoints: Path) -> tuple[Path, Manifest] | None:
-    """Return the newest whole checkpoint and its manifest, or None if there is no checkpoint.
-    Collective: the ranks share the hashing.
-
-    A damaged checkpoint is renamed to `damaged_step_...` with a warning, and the checkpoint before
-    it is tried. Raises CheckpointError when there are checkpoints but none is whole.
-    """
-    done = distributed.run_on_all_ranks(
-        lambda: clean_up(checkpoints) if distributed.is_main() else []
-    )
-    for sentence in done:
-        log.warning("checkpoints: %s", sentence)
-    folders, said = distributed.broadcast_object(candidates(checkpoints))
-    if said:
-        log.warning("checkpoints: %s", said)
-    problems = []
-    for folder in folders:
-        problem = _damage(folder)
-        if problem is None:
-            return folder, read_manifest(folder)
-        problems.append(problem)
-        log.warning("damaged checkpoint, trying the one before it: %s", problem)
-        if distributed.is_main():
-            shutil.rmtree(checkpoints / f"{DAMAGED}{folder.name}", ignore_errors=True)
-            folder.rename(checkpoints / f"{DAMAGED}{folder.name}")
-        distributed.barrier()
-    if problems:
-        raise CheckpointError(
-            f"{checkpoints} holds no checkpoint that is whole: {'; '.join(problems)}. Remove the folder to begin anew"
-        )
-    return None
-
-
-def _damage(folder: Path) -> str | None:
-    """Describe what is wrong with a checkpoint; None if it is whole. Collective."""
-    try:
-        manifest = read_manifest(folder)
-        verify_files(folder, manifest, distributed.rank(), distributed.world_size())
-        problem = None
-    except (CheckpointError, OSError) as error:
-        problem = str(error)
-    return next((found for found in distributed.gather_objects(problem) if found is not None), None)
-
-
-def check_resumable(manifest: Manifest, folder: Path, *, fingerprint: str) -> None:
-    """Raise CheckpointError when the checkpoint does not belong to this model."""
-    if manifest.model_fingerprint != fingerprint:
-        raise CheckpointError(
-            f"{folder} was written by another model (configuration, trained parts or their shapes differ from this "
-            "run file); give this run another name, or restore the run file saved beside the checkpoint"
-        )
-
-
-def load(folder: Path, manifest: Manifest, engine: Any) -> None:
-    """Restore weights, optimizer and random state of this rank from `folder`, which must have been
-    verified. Collective.
-    """
-    files = distributed.run_on_all_ranks(lambda: FragmentFiles(folder, manifest.parameters))
-    engine_state.restore(engine, files, manifest.optimizer_step)
-    name = _random_file(distributed.rank())
-
-    def restore_random() -> None:
-        if (folder / name).is_file():
-            set_random_state(load_file(folder / name))
-        else:
-            seed_new_rank(int(manifest.config["seed"]), manifest.step, distributed.rank())
-
-    distributed.run_on_all_ranks(restore_random)

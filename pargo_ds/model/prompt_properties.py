@@ -17,7 +17,7 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 @dataclass(frozen=True)
-class Habits:
+class PromptProperties:
     """The properties of a prompt that are the same for every conversation."""
 
     marker: str
@@ -48,8 +48,10 @@ def marker_of(prompt: PaperPrompt | ChatTemplate) -> str:
     return marker
 
 
-def habits_of(prompt: PaperPrompt | ChatTemplate, tokenizer: PreTrainedTokenizerBase) -> Habits:
-    """Learn a prompt's habits from conversations of known words.
+def properties_of(
+    prompt: PaperPrompt | ChatTemplate, tokenizer: PreTrainedTokenizerBase
+) -> PromptProperties:
+    """Learn a prompt's properties from conversations of known words.
 
     Some templates (GLM's) write nothing after an answer, and begin the next turn with a control
     token. There the model ends its turn by saying that token: it is added after a last answer.
@@ -81,7 +83,7 @@ def habits_of(prompt: PaperPrompt | ChatTemplate, tokenizer: PreTrainedTokenizer
     written = {token for token in tokens if token in ends or token in asked or token in again}
     control = tuple(sorted(written | special_tokens(tokenizer)))
     appended = "" if at_the_end else within
-    return Habits(marker_of(prompt), ends, appended, control)
+    return PromptProperties(marker_of(prompt), ends, appended, control)
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
