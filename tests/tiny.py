@@ -90,11 +90,11 @@ def run_command(
 ) -> subprocess.CompletedProcess:
     """Run a command of the project on the CPU with one thread per process; output is captured.
 
-    A command that begins with `sys.executable` runs in a Python that has its imports behind it
-    (warm_python.py).
+    `python -m` and `python SCRIPT` run in a Python that has its imports behind it (warm_python.py);
+    `python -c` is the ordinary one, for tests of what is imported and of memory.
     """
     env = {**os.environ, **ON_CPU, **environment}
-    if command[0] == sys.executable:
+    if command[0] == sys.executable and command[1] != "-c":
         command = [str(warm_python().path), *command[1:]]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT

@@ -68,7 +68,7 @@ PRELOADED = [
 # Libraries read these when they are imported: a command must have them as this process has.
 READ_AT_IMPORT = (
     *("PYTHON", "OMP_", "MKL_", "OPENBLAS_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "DS_"),
-    *("CUDA_", "TORCH", "PYTORCH_", "LD_", "HOME", "XDG_", "TRITON_", "NUMBA_"),
+    *("CUDA_", "TORCH", "PYTORCH_", "LD_", "MALLOC_", "HOME", "XDG_", "TRITON_", "NUMBA_"),
 )  # fmt: skip
 # Exceptions: a process group reads its own when it starts, accelerate's means CUDA, and
 # output is flushed with each line anyway. Inductor sets where it keeps what it compiled.
