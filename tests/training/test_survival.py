@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from tiny import ROOT, merged, metrics
+from tiny import ROOT, merged, metrics, run_command
 
 from pargo_ds.batch import Encoded, pack
 from pargo_ds.errors import RunBusyError
@@ -201,15 +201,7 @@ def test_a_gradient_that_is_no_number_is_skipped_and_training_goes_on(tiny_run, 
         "train": {"steps": 5},
     }
     run_file.write_text(yaml.safe_dump(merged(tiny_run, changes)))
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    process = subprocess.run(
-        [sys.executable, str(script), str(run_file)],
-        env=env,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    process = run_command([sys.executable, str(script), str(run_file)])
     assert process.returncode == 0, process.stderr[-4000:]
     steps = metrics(tmp_path / "tiny")
     assert [line["total_skipped_steps"] for line in steps] == [0, 1, 2, 2, 2]
