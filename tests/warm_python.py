@@ -135,6 +135,7 @@ class Server:
         while True:
             for key, _ in self.selector.select():
                 if key.fileobj is sys.stdin:
+                    signal.set_wakeup_fd(-1)
                     for pid in list(self.clients):
                         self.kill(pid)
                     return None
@@ -266,9 +267,7 @@ def end(work: Callable[[], None]) -> NoReturn:
     except BaseException:
         sys.excepthook(*sys.exc_info())
         status = 1
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
