@@ -208,3 +208,5 @@ def test_features_of_images_are_visual_tokens_each_image_by_itself(make_model, p
     assert features.shape[2] == model.config.text_config.hidden_size
     alone = torch.cat([model.get_image_features(one[None]) for one in pixels])
     torch.testing.assert_close(features, alone, atol=1e-6, rtol=0)  # measured: equal
+    # vLLM asks for an output, and takes its rows as those of the images in their order.
+    assert torch.equal(model.get_image_features(pixels, return_dict=True).pooler_output, features)
