@@ -1,7 +1,7 @@
 """What vLLM's Transformers back end asks of a processor and a model, as far as an export gives it.
 
-vLLM itself is not run here (docs/serving.md): these are the calls of its
-model_executor/models/transformers/{multimodal,base}.py, read in November 2026.
+vLLM itself is not run by tests (docs/serving.md has what it answered): these are the calls of its
+model_executor/models/transformers/{multimodal,base}.py of 0.33, read in November 2026.
 """
 
 from __future__ import annotations
