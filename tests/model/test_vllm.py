@@ -1,7 +1,7 @@
 """What vLLM's Transformers back end asks of a processor and a model, as far as an export gives it.
 
-vLLM itself is not run here (docs/serving.md): these are the calls of its
-model_executor/models/transformers/{multimodal,base}.py, read in November 2026.
+vLLM itself is not run by tests (docs/serving.md has what it answered): these are the calls of its
+model_executor/models/transformers/{multimodal,base}.py of 0.33, read in November 2026.
 """
 
 from __future__ import annotations
@@ -208,3 +208,5 @@ def test_features_of_images_are_visual_tokens_each_image_by_itself(make_model, p
     assert features.shape[2] == model.config.text_config.hidden_size
     alone = torch.cat([model.get_image_features(one[None]) for one in pixels])
     torch.testing.assert_close(features, alone, atol=1e-6, rtol=0)  # measured: equal
+    # vLLM asks for an output, and takes its rows as those of the images in their order.
+    assert torch.equal(model.get_image_features(pixels, return_dict=True).pooler_output, features)

@@ -16,6 +16,9 @@ REFUSALS = (
     "Cannot determine the answer",
 )
 LAST_WORDS = 4
+ANSWER_IS = re.compile(r"answer\s+is\s+\**([ABCD])", flags=re.IGNORECASE)
+"""As matching_util.py of VLMEvalKit has it since June 2026: what follows the letter is not looked at,
+so that "the answer is blue" is a B."""
 
 
 def letters(count: int) -> list[str]:
@@ -30,10 +33,13 @@ def only_one(found: Sequence[str]) -> str | None:
     return found[0]
 
 
-def letter_or_text(answer: str, options: Sequence[str]) -> str | None:
+def letter_or_text(answer: str, options: Sequence[str], sentence: bool = False) -> str | None:
     """Read an answer by VLMEvalKit's rule without its GPT (matching_util.py of 0.0.20): the one
     option's letter that is a word, if it is one of the last four; else the one option whose text is
     in the answer.
+
+    With `sentence` the letter behind "answer is" goes before the text, as in VLMEvalKit since June
+    2026.
     """
     known = letters(len(options))
     if any(refusal in answer for refusal in REFUSALS):
@@ -44,6 +50,8 @@ def letter_or_text(answer: str, options: Sequence[str]) -> str | None:
         return found[0]
     if not found and "Z" in words:
         return None
+    if sentence and (match := ANSWER_IS.search(answer)) and match[1].upper() in known:
+        return match[1].upper()
     return _by_text(answer.lower(), [option.lower() for option in options])
 
 

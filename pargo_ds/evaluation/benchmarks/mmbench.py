@@ -32,6 +32,11 @@ def judge(item: Item, answer: Answer) -> Judgement:
     return same(letter_or_text(answer.text, item.options), item)
 
 
+def judge_with_sentences(item: Item, answer: Answer) -> Judgement:
+    """Judge one rotation as VLMEvalKit does since June 2026."""
+    return same(letter_or_text(answer.text, item.options, sentence=True), item)
+
+
 def marks(items: Sequence[Item], judged: Sequence[Judgement]) -> Iterable[Mark]:
     """Yield a mark for each question, all of its rotations together, and one for each rotation."""
     yield from all_right_marks(
@@ -86,4 +91,7 @@ BENCHMARK = Benchmark(
     read=read,
     judge=judge,
     marks=marks,
+    other_rules={
+        "VLMEvalKit since June 2026 (also a letter behind 'answer is')": judge_with_sentences
+    },
 )

@@ -114,6 +114,25 @@ def test_mmbench_takes_a_late_letter_or_the_only_option_in_the_text(answer, opti
 
 
 @pytest.mark.parametrize(
+    ("answer", "before", "since"),
+    [
+        ("The answer is **B**, as A is wrong.", None, "B"),
+        ("The ANSWER  is red", "A", "A"),
+        ("The answer is beige, or red", "A", "B"),
+        ("The answer is a blue one", "B", "A"),
+        ("The answer is: B, as A is wrong.", None, None),
+        ("The answer is D", None, None),
+    ],
+)
+def test_vlmevalkit_reads_a_letter_behind_answer_is_since_june_2026(answer, before, since):
+    options = ["red", "blue", "none of these colours"]
+    assert choice.letter_or_text(answer, options) == before
+    assert choice.letter_or_text(answer, options, sentence=True) == since
+    found = mmbench.judge_with_sentences(item("B", options), Answer(id="i", text=answer))
+    assert found == Judgement(since, float(since == "B"))
+
+
+@pytest.mark.parametrize(
     ("losses", "said"),
     [
         (((4.0, 2), (3.0, 1), (9.0, 3), (8.0, 2)), "A"),  # by sums it would be B
