@@ -284,7 +284,8 @@ def main() -> None:
     output = os.dup(1)
     os.dup2(2, 1)  # what libraries print while they are imported
     for name in PRELOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # another version's; a run imports what it needs
+            importlib.import_module(name)
     PIL.Image.init()
     gc.collect()
     gc.freeze()  # what is imported stays in pages that all processes share
