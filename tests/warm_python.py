@@ -5,8 +5,8 @@ times, and the tests start more than a hundred. `WarmPython.path` takes what `py
 MODULE`, `-c CODE`, a script) and behaves like it: output, exit status, working directory,
 environment, signals; what it starts by `sys.executable` is warm as well. Where it could not be the
 same (other options of the interpreter, a variable that a library reads when it is imported) the
-ordinary interpreter takes its place (warm_client.py). The Slurm tests, the kills and the demo
-start ordinary interpreters.
+ordinary interpreter takes its place (warm_client.py). A command whose client is killed is killed
+with all of its session; the demo and the kills of builds and conversions start ordinary ones.
 """
 
 from __future__ import annotations

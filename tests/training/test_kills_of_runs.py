@@ -9,14 +9,13 @@ import json
 import os
 import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from tiny import ROOT, merged, metrics
+from tiny import ON_CPU, ROOT, merged, metrics, warm_python
 
 STEPS = 400
 START_TIMEOUT_S = 180
@@ -35,30 +34,26 @@ def run_file(tiny_run, folder: Path, name: str) -> Path:
 
 
 def start(path: Path, ranks: int, *arguments: str) -> subprocess.Popen:
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(ranks),
-        "--standalone",
-    ]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--standalone"]
     log = open(path.with_suffix(".log"), "a")  # noqa: SIM115 (the process keeps it)
     return subprocess.Popen(
-        [*command, "-m", "pargo_ds.train", str(path), *arguments],
-        env={**env, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-    )  # fmt: skip
+        [str(warm_python().path), *launcher, "-m", "pargo_ds.train", str(path), *arguments],
+        env={**os.environ, **ON_CPU},
+        cwd=ROOT,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """torchrun puts each rank into a session of its own: the family tree is the way to all of them."""
-    for victim in [
-        psutil.Process(process.pid),
-        *psutil.Process(process.pid).children(recursive=True),
-    ]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
+def kill_all(process: subprocess.Popen, path: Path) -> None:
+    """Launcher and ranks have the run file in their command lines; what runs for them ends with them
+    (tests/test_warm_python.py).
+    """
+    for other in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if str(path) in other.cmdline():
+                other.kill()
     process.wait()
 
 
@@ -98,7 +93,7 @@ def kill_and_compare(tiny_run, folder: Path, ranks: int, kills: int, seed: int) 
         else:
             wait_for_progress(process, run_dir, log, old_file)
             time.sleep(drawn.uniform(0, 0.6))
-        kill_all(process)
+        kill_all(process, path)
         print(f"kill {number + 1}: after step {steps_done(run_dir)}", flush=True)
     process = start(path, ranks, "--stop-after", str(steps_done(run_dir) + 2))
     assert process.wait(timeout=START_TIMEOUT_S) == 0, log.read_text()[-4000:]
