@@ -1,6 +1,7 @@
 """ScienceQA test: school questions with options, about half of them with an image.
 
-Rule: LLaVA, eval_science_qa.py. The letter; or "X. ..."; or "The answer is X"; else wrong.
+Rule: LLaVA, eval_science_qa.py. The letter; or "X. ..."; or one "The answer is X" with a sign behind
+it, any sign but a line break; else wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pargo_ds.evaluation.benchmark import (
     images_of,
     letter_of,
 )
-from pargo_ds.evaluation.benchmarks.choice import letters, same
+from pargo_ds.evaluation.benchmarks.choice import letters, only_one, same
 from pargo_ds.evaluation.benchmarks.files import (
     Row,
     check_images,
@@ -35,16 +36,12 @@ WITH_IMAGE, WITHOUT = "with image", "text only"
 
 def parse(answer: str, options: int) -> str | None:
     """Return the letter, when the question has so many options."""
-    text = answer.replace("\n", ". ")
-    said = None
-    if text.strip() in KNOWN:
-        said = text.strip()
-    elif len(text) >= 3 and text[0] in KNOWN and text[1:3] == ". ":
-        said = text[0]
-    elif match := re.search(r"The answer is ([A-E])\.", text) or re.search(
-        r"The answer is ([A-E])", text
-    ):
-        said = match[1]
+    text = answer.strip()
+    said: str | None = text
+    if text not in KNOWN:
+        said = only_one(re.findall("The answer is ([A-Z]).", text))
+        if text[:1] in KNOWN and text[1:3] == ". ":
+            said = text[0]
     if said not in KNOWN[:options]:
         return None
     return said

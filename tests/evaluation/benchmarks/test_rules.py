@@ -237,13 +237,15 @@ def test_textvqa_writes_all_answers_in_one_way():
         ("B.", None),
         ("B) green", None),
         ("(B)", None),
-        ("The answer is B", "B"),
+        ("The answer is B", None),
         ("So: The answer is B.", "B"),
+        ('"The answer is A." is incorrect. The answer is B.', None),
         ("the answer is B", None),
         ("The answer is Beige", "B"),
         ("D", None),
         ("b", None),
-        ("B\nbecause", "B"),
+        ("B\nbecause", None),
+        ("The answer is B\n\nbecause", None),
     ],
 )
 def test_scienceqa_reads_llavas_three_forms(answer, said):
