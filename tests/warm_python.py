@@ -150,6 +150,7 @@ class Server:
                     self.kill(key.data)
 
     def accept(self) -> dict | None:
+        """Take one request. Returns it in the forked process, and nothing in this one."""
         client, _ = self.listening.accept()
         message, descriptors = b"", []
         while not message.endswith(b"\n"):
@@ -160,23 +161,22 @@ class Server:
                 client.close()
                 return None
         request = json.loads(message)
-        pid = 0 if self.differs(request) else os.fork()
-        if pid == 0 and not self.differs(request):
-            self.become(descriptors)
-            return request
+        other_imports = read_at_import(request["environment"]) != self.environment
+        pid = 0
+        if not other_imports:
+            pid = os.fork()
+            if pid == 0:
+                self.become(descriptors)
+                return request
         for descriptor in descriptors:
             os.close(descriptor)
-        client.sendall(f"{pid}\n".encode())
-        if pid == 0:
+        client.sendall(f"{pid}\n".encode())  # 0: the client becomes the ordinary interpreter
+        if other_imports:
             client.close()
             return None
         self.clients[pid] = client
         self.selector.register(client, selectors.EVENT_READ, pid)
         return None
-
-    def differs(self, request: dict) -> bool:
-        """Whether the request's environment would have led to other imports."""
-        return read_at_import(request["environment"]) != self.environment
 
     def become(self, descriptors: list[int]) -> None:
         """In the forked process: nothing of the server is left but what is imported."""
