@@ -4,11 +4,26 @@ their own behind it, as vLLM's Transformers back end does.
 
 from typing import Any, cast
 
+import torch
+from torch import nn
 from transformers.utils import ModelOutput
 
 from .backbone_pargo import ParGoBackbone
 from .configuration_pargo import ParGoConfig
 from .modeling_pargo import ParGoForConditionalGeneration
+
+
+class TableOfWords(nn.Embedding):
+    """An embedding that reads ids beyond its table as word 0, for callers who put image tokens over the
+    result.
+
+    A class and not a module around the table, because vLLM puts its own embedding below a class (its
+    `replace_embedding_class`), and in the place of a module.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """The rows `(..., dim)` of the ids `(...)`."""
+        return super().forward(input.masked_fill(input >= self.num_embeddings, 0))
 
 
 class ParGoModel(ParGoForConditionalGeneration):
@@ -29,6 +44,9 @@ class ParGoModel(ParGoForConditionalGeneration):
         for model in (self, self.llm):
             model._tied_weights_keys = None
             model.all_tied_weights_keys = {}  # type: ignore[assignment]  # nn.Module knows tensors only
+        words = cast("nn.Embedding", self.get_input_embeddings())
+        if config.image_token_id >= words.num_embeddings:
+            words.__class__ = type(TableOfWords.__name__, (TableOfWords, type(words)), {})
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -10,9 +10,12 @@ import re
 
 import pytest
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModel
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from tests.model.family_worker import tiny_pargo
+from tests.model.llm_families import architecture
 
 TEXT = "<image>What colour is it? <image>And here?"
 
@@ -210,3 +213,37 @@ def test_features_of_images_are_visual_tokens_each_image_by_itself(make_model, p
     torch.testing.assert_close(features, alone, atol=1e-6, rtol=0)  # measured: equal
     # vLLM asks for an output, and takes its rows as those of the images in their order.
     assert torch.equal(model.get_image_features(pixels, return_dict=True).pooler_output, features)
+
+
+class WatchedTable(torch.nn.Embedding):
+    """An embedding that notes the ids that reach it, in the place of vLLM's own."""
+
+    def forward(self, input):
+        self.seen = input
+        return super().forward(input)
+
+
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma3_text"]
+)  # the second scales in a class of its own
+def test_image_tokens_outside_of_the_table_are_read_as_word_0(family):
+    """vLLM's embed_input_ids gives all ids to `get_input_embeddings()`, then puts images over them."""
+    model = AutoModel.from_config(tiny_pargo(AutoConfig.for_model(**architecture(family))))
+    table = model.get_input_embeddings()
+    rows = table.num_embeddings
+    assert model.config.image_token_id >= rows  # else nothing is asked
+    ids = torch.tensor([[1, rows - 1, rows, model.config.image_token_id]])
+    wanted = model.llm.get_input_embeddings()(torch.tensor([[1, rows - 1, 0, 0]]))
+    assert torch.equal(table(ids), wanted)
+    assert wanted[0, 0].abs().max() > 0
+
+    # As its replace_embedding_class does with a class derived from nn.Embedding.
+    table.__class__ = type("Rebased", (type(table), WatchedTable), {})
+    assert torch.equal(table(ids), wanted)
+    assert table.seen.tolist() == [[1, rows - 1, 0, 0]]
+
+
+def test_a_table_that_holds_the_image_token_stays_as_it_is(make_config):
+    config = make_config()
+    config.text_config.vocab_size = config.image_token_id + 1
+    assert type(AutoModel.from_config(config).get_input_embeddings()) is torch.nn.Embedding
