@@ -115,7 +115,9 @@ def run_missing(options: argparse.Namespace, cells: list[Cell], size: Size) -> i
     commands = [command_of(options.study, options.size, n, more) for n in range(len(cells))]
     todo = [n for n in missing(cells) if cells[n].variant in (options.only or size.variants)]
     failed = 0
-    with tqdm(total=len(todo), unit="cell", desc=f"{len(todo)} of {len(cells)} cells") as bar:
+    every = 0.1 if sys.stderr.isatty() else 60  # seconds: a log gets a line a minute
+    title = f"{len(todo)} of {len(cells)} cells"
+    with tqdm(total=len(todo), unit="cell", desc=title, mininterval=every) as bar:
         for said in run_all(todo, cells, size, commands):
             if isinstance(said, str):
                 failed += 1

@@ -66,7 +66,9 @@ def sweep_over(options: argparse.Namespace) -> int:
     if not options.report:
         say_slow(todo)
         steps = sum(steps_of(job.run) + 1 for job in todo)
-        with tqdm(total=steps, unit="step", desc=f"{len(todo)} of {len(found)} trials") as bar:
+        every = 0.1 if sys.stderr.isatty() else 60  # seconds: a log gets a line a minute
+        title = f"{len(todo)} of {len(found)} trials"
+        with tqdm(total=steps, unit="step", desc=title, mininterval=every) as bar:
             for done, failed in run_sweep(
                 todo, every=sweep.every, until=sweep.until, workers=options.workers
             ):
