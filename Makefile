@@ -76,7 +76,7 @@ test-slow: $(READY) transformers-lines lmms-eval runs/parts/.$(KEY)  ## slow tes
 	@echo "make test-slow: the slow tests ..."
 	PARGO_OTHER_TRANSFORMERS="$(abspath $(OTHER)):$(abspath $(NEWEST))" PARGO_DEMO_PARTS="$(abspath runs/parts)" \
 		PARGO_LMMS_EVAL="$(abspath $(LMMS))" \
-		$(PY) -m pytest $(PARALLEL) -m "slow and not gpu" --timeout 1200 $(ARGS)
+		$(PY) -m pytest $(PARALLEL) -m "slow and not soak and not gpu" --timeout 1200 $(ARGS)
 
 soak: $(READY)  ## the kills and other random trials, many more times than test-slow does
 	@echo "make soak: the soak tests ..."

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def first_steps(tmp_path_factory) -> list[dict]:
-    """Lines of 24 steps of 8 images, 10 kinds of things, on the schedule of the demo's first stage."""
+    """Lines of 16 steps of 8 images, 10 kinds of things, on the schedule of the demo's first stage."""
     parts = Path(os.environ.get("PARGO_DEMO_PARTS", "nowhere"))
     if not parts.is_dir():
         pytest.skip(
@@ -44,8 +44,8 @@ def first_steps(tmp_path_factory) -> list[dict]:
         ROOT / "ds_configs/demo_pretrain.yaml",
         [f"{key}={value}" for key, value in settings.items()],
     )
-    run = run.model_copy(update={"train": run.train.model_copy(update={"steps": 24})})
-    run_trial(run, folder / "trial.jsonl", every=24)
+    run = run.model_copy(update={"train": run.train.model_copy(update={"steps": 16})})
+    run_trial(run, folder / "trial.jsonl", every=16)
     return [json.loads(line) for line in (folder / "trial.jsonl").read_text().splitlines()]
 
 
@@ -67,14 +67,14 @@ def test_the_start_is_healthy(first_steps):
 
 
 @pytest.mark.slow
-def test_the_loss_does_not_rise_and_the_image_is_read_after_192_images(first_steps):
+def test_the_loss_does_not_rise_and_the_image_is_read_after_128_images(first_steps):
     losses = [line["loss"] for line in first_steps[1:]]
     end = first_steps[-1]
     print(
-        f"losses {losses[0]:.2f} -> {max(losses[:20]):.2f} at most -> {losses[-1]:.2f}; gap {end['gap']:.2f}"
+        f"losses {losses[0]:.2f} -> {max(losses):.2f} at most -> {losses[-1]:.2f}; gap {end['gap']:.2f}"
     )
     # A step has 40 target words, so its loss goes up and down by some tenths: measured rises 0 to
     # 0.8.
-    assert max(losses[:20]) < losses[0] + 1.5
-    assert sum(losses[15:20]) / 5 < losses[0] - 1.0
+    assert max(losses) < losses[0] + 1.5
+    assert sum(losses[11:]) / 5 < losses[0] - 1.0
     assert end["gap"] > 0.15

@@ -100,7 +100,7 @@ def test_large_plan_is_measured_and_its_resume_is_exact() -> None:
     assert found["step_at_true_position_s"] < 5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_ten_million_items_are_planned_in_little_memory_and_resumed_at_once() -> None:
     """Measured on two cores of a busy server: 2.6 s of CPU time, 4 to 9 s by the clock, and 350 to

@@ -261,20 +261,22 @@ def check_all_ended(group: int) -> None:
 
 @pytest.mark.slow
 def test_two_workers_killed_at_random_give_the_same_bytes(main, room: Path) -> None:
-    """Five kills of the tool; its workers end with it, and the last start finishes what all have
-    begun.
+    """Five kills of the tool, each a moment after it has begun one chunk of six more; its workers end
+    with it, and the last start finishes what all have begun.
     """
     assert main(llava(room, "one", "--workers", "1", "--validation", "10")) == 0
-    started = time.monotonic()
     assert run_command(command(room, "whole")).returncode == 0
-    usual = time.monotonic() - started
     rng = random.Random(5)
-    for _ in range(5):
+    chunks = room / "killed" / ".build" / "chunks"
+    for begun in range(1, 6):
         process = start(room, "killed")
-        time.sleep(rng.uniform(0.4, 1) * usual)
+        while len(list(chunks.glob("[0-9]*"))) < begun and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.05))
         process.kill()
         process.communicate()
         check_all_ended(process.pid)
+        print(f"killed with {len(list(chunks.glob('[0-9]*')))} of 6 chunks: {process.returncode}")
     last = run_command(command(room, "killed"))
     assert last.returncode == 0, last.stderr
     assert contents(room / "killed") == contents(room / "whole") == contents(room / "one")

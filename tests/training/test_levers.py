@@ -72,17 +72,12 @@ SETTINGS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_lever_learns_what_plain_torch_does(tiny_run, tmp_path, ranks):
-    """Every setting once and every mode at least once, with one rank in other pairs than with two."""
-    modes = list(MODES)
-    cases = [
-        case(modes[(place + ranks) % len(modes)], *setting)
-        for place, setting in enumerate(SETTINGS)
-    ]
-    if ranks == 2:
-        cases.append(case("full", 3, "layers", "1", compile="layers"))
-    assert_learns_what_plain_torch_does(curves(tiny_run, tmp_path, ranks, cases))
+def test_the_other_levers_learn_what_plain_torch_does(tiny_run, tmp_path):
+    """Each setting that the fast test leaves out once, with the modes that it leaves out among them."""
+    others = [(3, "layers", "full"), (3, "modules", "full"), (2, "layers", "none", 3)]
+    cases = [case(mode, *one) for mode, one in zip(("all", "frozen", "lora"), others, strict=True)]
+    cases += [case("all", 2, "layers", "1"), case("full", 3, "layers", "1", compile="layers")]
+    assert_learns_what_plain_torch_does(curves(tiny_run, tmp_path, 2, cases))
 
 
 @pytest.mark.soak

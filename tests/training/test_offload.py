@@ -29,7 +29,8 @@ def test_offload_to_a_disk_is_refused(tmp_path, part):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "stage, part", [(2, "offload_optimizer"), (3, "offload_optimizer"), (3, "offload_param")]
+    "stage, part",
+    [(2, "offload_optimizer"), (3, "offload_param")],  # the second has both
 )
 def test_offload_to_host_memory_resumes_bit_identically(launch, tmp_path, stage, part):
     zero = {"stage": stage, "offload_optimizer": {"device": "cpu"}, part: {"device": "cpu"}}

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 from object_store import ObjectStore
-from tiny import ROOT, merged, metrics, tiny_samples
+from tiny import ON_CPU, ROOT, merged, metrics, tiny_samples, warm_python
 
 from pargo_ds.data.shards.folder import upload_folder
 from pargo_ds.data.shards.mds import write_shards
@@ -39,17 +38,12 @@ def start_ranks(count: int, run: dict, folder: Path) -> list[subprocess.Popen]:
     run_file = folder / f"{run['name']}.yaml"
     run_file.write_text(yaml.safe_dump(run))
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {
-        "MASTER_PORT": str(ObjectStore().port),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    shared |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+    shared |= {"MASTER_PORT": str(ObjectStore().port)}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "pargo_ds.train", str(run_file)],
+            [str(warm_python().path), "-m", "pargo_ds.train", str(run_file)],
             cwd=ROOT,
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **ON_CPU, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=open(folder / f"{run['name']}-{rank}.err", "w"),
         )
