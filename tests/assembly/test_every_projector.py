@@ -8,12 +8,14 @@ import typing
 
 import pytest
 import torch
-from tiny import ROOT, merged, seeing
+from clean_environment import clean_environment
+from tiny import ROOT, draw, merged, seeing
 
 from pargo_ds import assembly
 from pargo_ds.assembly.calibration import calibrate
 from pargo_ds.batch import Batch, pack
 from pargo_ds.config import parse_config
+from pargo_ds.convert.zero import zero_to_hf
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import (
     ParGoForConditionalGeneration,
@@ -24,6 +26,7 @@ from pargo_ds.model import (
 from pargo_ds.projector_sections import AnyProjectorSection
 from pargo_ds.training.dry_run import describe
 from pargo_ds.training.optimizer import parameter_groups
+from tests.convert.test_stand_alone import ENOUGH, answer_elsewhere, assert_same_as_here
 
 TYPES = projector_types()
 SECTIONS = {
@@ -271,3 +274,29 @@ def test_it_trains_under_zero_3_on_two_ranks(launch, type):
     section = f"projector={json.dumps(small(type))}"  # in place of the tiny run's
     process, _ = launch(2, {"train": {"steps": 3}}, "--set", section)
     assert process.returncode == 0, process.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A Python in which this package is not installed."""
+    return clean_environment(tmp_path_factory.mktemp("clean") / "env", ENOUGH)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("type", TYPES)
+def test_what_twenty_steps_made_answers_without_this_package(
+    launch, type, elsewhere, red_square, tmp_path
+):
+    section = f"projector={json.dumps(small(type))}"
+    process, run_dir = launch(2, {"train": {"steps": 20}}, "--set", section)
+    assert process.returncode == 0, process.stderr[-3000:]
+    zero_to_hf.convert(run_dir, tmp_path / "export")
+    answer_elsewhere(elsewhere, red_square, [tmp_path / "export"], tmp_path / "home")
+    assert_same_as_here(tmp_path / "export", red_square)
+
+
+@pytest.fixture
+def red_square(tmp_path):
+    (tmp_path / "red.png").write_bytes(draw("red", 4))
+    return tmp_path / "red.png"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -79,11 +82,9 @@ def numbers(cell) -> dict:
     return {key: result[key] for key in ("answers", "curves", "settings", "images", "scores")}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(2400)
-def test_a_study_killed_twice_ends_with_the_numbers_of_an_uninterrupted_one(tiny_run, tmp_path):
-    study_file = write_study(tmp_path, tiny_run)
-    cells = cells_of(load_study(study_file), "quick")
+@pytest.fixture
+def start_study() -> Callable[[Path], subprocess.Popen]:
+    """Function that starts the tool in a session of its own."""
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -91,18 +92,64 @@ def test_a_study_killed_twice_ends_with_the_numbers_of_an_uninterrupted_one(tiny
         "CUDA_VISIBLE_DEVICES": "",
     }
 
-    def start() -> subprocess.Popen:
+    def start(study_file: Path) -> subprocess.Popen:
         return subprocess.Popen(
             command(study_file), cwd=ROOT, env=env, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
-    process = start()  # ended with everything that it started, in the second stage
+    return start
+
+
+def whole_cell(tiny_run: dict, folder: Path) -> dict:
+    """The numbers of the first cell of the same study, uninterrupted."""
+    whole = write_study(folder, tiny_run)
+    whole.write_text(whole.read_text().replace(str(folder / "out"), str(folder / "again")))
+    done = run_command(command(whole, "--cell", "0"), timeout=900)
+    assert done.returncode == 0, done.stderr
+    return numbers(cells_of(load_study(whole), "quick")[0])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_a_study_killed_at_five_random_moments_ends_with_the_same_numbers(
+    start_study, tiny_run, tmp_path
+):
+    """Each moment lies within the time that the rest of the first cell takes at least; every other
+    kill leaves the cell's own process alive.
+    """
+    began = time.monotonic()
+    expected = whole_cell(tiny_run, tmp_path)
+    usual = time.monotonic() - began
+    study_file = write_study(tmp_path, tiny_run)
+    cells = cells_of(load_study(study_file), "quick")
+    rng = random.Random(3)
+    for number in range(5):
+        process = start_study(study_file)
+        time.sleep(rng.uniform(0.1, 0.9) * usual)
+        done = sorted(path.name for path in cells[0].folder.glob("*"))
+        print(f"kill {number}: {done}, ended {process.poll()}")
+        kill_tree(process, everything=number % 2 == 0)
+    done = run_command(command(study_file), timeout=1500)
+    assert done.returncode == 0, done.stderr
+    assert numbers(cells[0]) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_a_study_killed_twice_ends_with_the_numbers_of_an_uninterrupted_one(
+    start_study, tiny_run, tmp_path
+):
+    study_file = write_study(tmp_path, tiny_run)
+    cells = cells_of(load_study(study_file), "quick")
+    process = start_study(study_file)  # ended with everything that it started, in the second stage
     wait_for(cells[0].stages[1].run.run_dir / "config.yaml", process)
     first_export = cells[0].stages[0].export.stat().st_mtime_ns
     kill_tree(process, everything=True)
     assert not cells[0].result.exists()
-    process = start()  # its runner alone is ended: the cell goes on, and is waited for
+    process = start_study(
+        study_file
+    )  # its runner alone is ended: the cell goes on, and is waited for
     wait_for(cells[0].stages[1].run.run_dir / "metrics.jsonl", process)
     assert cells[0].stages[0].export.stat().st_mtime_ns == first_export  # not trained again
     kill_tree(process, everything=False)
@@ -114,9 +161,4 @@ def test_a_study_killed_twice_ends_with_the_numbers_of_an_uninterrupted_one(tiny
     killed = numbers(cells[0])
     listed = run_command(command(study_file, "--list"))
     assert not listed.stdout.strip()  # nothing is left to do
-
-    whole = write_study(tmp_path, tiny_run)
-    whole.write_text(whole.read_text().replace(str(tmp_path / "out"), str(tmp_path / "again")))
-    done = run_command(command(whole, "--cell", "0"), timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert numbers(cells_of(load_study(whole), "quick")[0]) == killed
+    assert whole_cell(tiny_run, tmp_path) == killed
