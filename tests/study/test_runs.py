@@ -158,14 +158,14 @@ def test_a_study_killed_twice_ends_with_the_numbers_of_an_uninterrupted_one(
 ):
     study_file = write_study(tmp_path, tiny_run)
     cells = cells_of(load_study(study_file), "quick")
-    process = start_study(study_file)  # ended with everything that it started, in the second stage
+    # Ended with everything that it started, in the second stage.
+    process = start_study(study_file)
     wait_for(cells[0].stages[1].run.run_dir / "config.yaml", process)
     first_export = cells[0].stages[0].export.stat().st_mtime_ns
     kill_tree(process, everything=True)
     assert not cells[0].result.exists()
-    process = start_study(
-        study_file
-    )  # its runner alone is ended: the cell goes on, and is waited for
+    # Its runner alone is ended: the cell goes on, and is waited for.
+    process = start_study(study_file)
     wait_for(cells[0].stages[1].run.run_dir / "metrics.jsonl", process)
     assert cells[0].stages[0].export.stat().st_mtime_ns == first_export  # not trained again
     kill_tree(process, everything=False)

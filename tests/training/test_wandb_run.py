@@ -116,8 +116,8 @@ def test_what_is_missing_after_a_stop_is_made_up_for_by_the_next_start(run):
     report(reporter, 1, 2, 3)
     end_its_process()
     report(reporter, 4)
-    reporter.close()  # a stopping process has no time for a new wandb
-    assert reported(run) == []
+    reporter.close()
+    assert reported(run) == []  # a stopping process has no time for a new wandb
     reporter = start(run, 4)
     report(reporter, 5, 6)
     reporter.close()
