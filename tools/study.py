@@ -10,6 +10,7 @@ examples:
   python tools/study.py ds_configs/study_projectors.yaml --quick --dry-run     # cells, costs, time; runs nothing
   python tools/study.py ds_configs/study_projectors.yaml --quick
   python tools/study.py ds_configs/study_projectors.yaml --size small
+  python tools/study.py ds_configs/study_ablation.yaml --take runs/study/projectors/small   # has ParGo's cells already
   python tools/study.py ds_configs/study_projectors.yaml --size gpu --list     # numbers of the cells left to run
   python tools/study.py ds_configs/study_projectors.yaml --size gpu --cell 3   # one of them; slurm/study.sh does it
   python tools/study.py ds_configs/study_projectors.yaml --size full --report --against published
@@ -50,6 +51,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--only", action="append", metavar="VARIANT", help="run this variant only (repeat for more)"
     )
     parser.add_argument(
+        "--take",
+        type=Path,
+        metavar="FOLDER",
+        help="copy finished cells of the same settings from another study, such as ParGo's",
+    )
+    parser.add_argument(
         "--processes", type=int, metavar="N", help="of the trainer (default: GPUs, else 2)"
     )
     parser.add_argument(
@@ -81,6 +88,11 @@ def run_study(options: argparse.Namespace) -> int:
             )
         sizes = sizes_of(cells)
         check_equal(size, cells, sizes)
+        if options.take and not options.dry_run:
+            from pargo_ds.study.cell_result import take_results
+
+            taken = ", ".join(map(str, take_results(options.take, cells, size)))
+            print(f"taken from {options.take}: {taken or 'nothing; no cell has these settings'}")
         absent = check_data(cells, size)
         said = f"not on this machine: {', '.join(absent)}; docs/study.md says how they are made"
         if options.dry_run:

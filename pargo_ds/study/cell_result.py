@@ -5,18 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pargo_ds.errors import UserError
 from pargo_ds.evaluation.benchmarks import benchmark_named
 from pargo_ds.evaluation.score import score
 from pargo_ds.evaluation.store import Store
+from pargo_ds.files.whole_file import write_whole
 from pargo_ds.study.attention import SCENES, attention_in_scenes
-from pargo_ds.study.cells import Cell
+from pargo_ds.study.cells import RESULT, Cell, changed_since
 from pargo_ds.study.costs import projector_ms, projector_size
 from pargo_ds.study.results import AskedQuestion
 from pargo_ds.study.study_file import Size
@@ -134,3 +136,33 @@ def questions_of(result: dict[str, Any]) -> list[AskedQuestion]:
     for entry in result["answers"]:
         questions.append(AskedQuestion(**{key: entry[key] for key in keys}))
     return questions
+
+
+def take_results(folder: Path, cells: Sequence[Cell], size: Size) -> list[Cell]:
+    """Copy the results of another study whose settings, seed and benchmarks are those of a cell
+    that has no result yet; returns these cells.
+
+    A copy says under `taken_from` where it came from. Raises UserError for a folder without any
+    result.
+    """
+    paths = sorted(folder.rglob(RESULT))
+    if not paths:
+        raise UserError(
+            f"--take {folder}: no {RESULT} lies there; name the folder of a study's size"
+        )
+    found = [(path, read_result(path)) for path in paths]
+    taken = []
+    for cell in cells:
+        if cell.result.is_file():
+            continue
+        for path, result in found:
+            if result["scores"].keys() != size.evaluation.keys():
+                continue
+            if changed_since(cell, result["settings"]):
+                continue
+            cell.folder.mkdir(parents=True, exist_ok=True)
+            copy = {**result, "variant": cell.variant, "taken_from": str(path)}
+            write_whole(cell.result, json.dumps(copy))
+            taken.append(cell)
+            break
+    return taken

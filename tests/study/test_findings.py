@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from tiny_study import write_study
 
 from pargo_ds.errors import UserError
+from pargo_ds.study.cell_result import take_results
 from pargo_ds.study.cells import cells_of
 from pargo_ds.study.comparisons import accuracy_figures, differences
 from pargo_ds.study.findings import find
@@ -144,6 +146,38 @@ def test_a_result_of_other_settings_is_not_taken(planted):
     cells[0].result.write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"first.train.steps was 99, is 6\): remove that folder"):
         finished(cells[0])
+
+
+def test_cells_that_another_study_has_finished_are_taken_and_no_others(planted, tiny_run, tmp_path):
+    """The other study calls ParGo `reference`, and its pooled MLP has fewer tokens."""
+    _, finished_cells = planted
+    variants = {
+        "reference": {},
+        "pooled": {"all": {"projector": {"type": "adaptive_pool", "tokens": 4}}},
+    }
+    (tmp_path / "b").mkdir()
+    path = write_study(
+        tmp_path / "b", tiny_run, seeds=[0, 1, 7], variants=variants, reference="reference"
+    )
+    # The same data as the first study's, which its settings name.
+    for stage in ("first", "second"):
+        shutil.copy(tmp_path / f"{stage}.yaml", tmp_path / f"b/{stage}.yaml")
+    study = load_study(path)
+    cells = cells_of(study, "quick")
+    size = study.size("quick")
+    with pytest.raises(UserError, match="no result.json lies there"):
+        take_results(tmp_path / "b", cells, size)
+    taken = take_results(tmp_path / "out/quick", cells, size)
+    assert [(cell.variant, cell.seed) for cell in taken] == [("reference", 0), ("reference", 1)]
+    assert finished(taken[0])
+    copy = json.loads(taken[1].result.read_text())
+    source = finished_cells[2]
+    assert (source.variant, source.seed) == ("ParGo", 1)
+    assert copy.pop("taken_from") == str(source.result)
+    assert copy.pop("variant") == "reference"
+    original = json.loads(source.result.read_text())
+    assert copy == {key: value for key, value in original.items() if key != "variant"}
+    assert take_results(tmp_path / "out/quick", cells, size) == []  # nothing is taken twice
 
 
 def test_published_rows_have_their_sources_and_the_studys_own_stand_beside():
