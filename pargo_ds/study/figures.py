@@ -38,7 +38,7 @@ def forest_figure(by_group: Mapping[str, Sequence[Difference]], reference: str) 
     """Draw a panel for each group."""
     rows = max(len(own) for own in by_group.values())
     figure = Figure(figsize=(5.4 * len(by_group), 0.36 * rows + 1.4), layout="constrained")
-    panels = figure.subplots(1, len(by_group), squeeze=False)[0]
+    panels = figure.subplots(1, len(by_group), squeeze=False, sharex=True)[0]
     for axes, (group, own) in zip(panels, by_group.items(), strict=True):
         draw_forest(axes, group, own, reference)
     return figure
@@ -66,7 +66,10 @@ def draw_curves(
     axes.grid(alpha=0.25)
 
 
-YLABELS = {"loss": "training loss (nats per target token)", "gap": "caption gap (nats per token)"}
+YLABELS = {
+    "loss": "training loss (nats per target token)",
+    "gap": "loss with another image minus own (nats)",
+}
 
 
 def binned(
@@ -106,26 +109,36 @@ def curve_figure(curves: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def accuracy_figure(rows: Sequence[tuple[str, float, float, float]], blind: float | None) -> Figure:
-    """Draw bars (variant, mean, low, high) with their intervals, and a line at what is right
-    blindly.
+Bars = Sequence[tuple[str, float, float, float]]
+"""(variant, mean, low, high) of each bar."""
+
+
+def accuracy_figure(by_group: Mapping[str, Bars], blind: Mapping[str, float]) -> Figure:
+    """Draw a panel for each group: bars with their intervals, and a line at what is right blindly,
+    where that is known.
     """
-    figure = Figure(figsize=(5.4, 0.36 * len(rows) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(rows))
-    means = np.array([row[1] for row in rows])
-    axes.barh(places, 100 * means, color=MODEL, height=0.6)
-    for place, (_, _, low, high) in zip(places, rows, strict=True):
+    rows = max(len(own) for own in by_group.values())
+    figure = Figure(figsize=(5.4 * len(by_group), 0.36 * rows + 1.4), layout="constrained")
+    panels = figure.subplots(1, len(by_group), squeeze=False, sharex=True)[0]
+    for axes, (group, own) in zip(panels, by_group.items(), strict=True):
+        draw_bars(axes, group, own, blind.get(group))
+    return figure
+
+
+def draw_bars(axes: Axes, group: str, bars: Bars, blind: float | None) -> None:
+    """Draw a row for each variant: its share of right answers, with the interval."""
+    places = np.arange(len(bars))
+    axes.barh(places, [100 * bar[1] for bar in bars], color=MODEL, height=0.6)
+    for place, (_, _, low, high) in zip(places, bars, strict=True):
         if np.isfinite(low):
             axes.plot([100 * low, 100 * high], [place, place], color="#16181b", linewidth=1.2)
     if blind is not None:
         axes.axvline(100 * blind, color=WRONG, linestyle="--", linewidth=1.2, label="blind")
         axes.legend(frameon=False)
-    axes.set_yticks(places, [row[0] for row in rows])
+    axes.set_yticks(places, [bar[0] for bar in bars])
     axes.invert_yaxis()
-    axes.set(xlabel="right answers (%)", title="all questions")
+    axes.set(xlabel="right answers (%)", title=group)
     axes.grid(axis="x", alpha=0.25)
-    return figure
 
 
 def _has(by_variant: Mapping[str, Any], key: str) -> bool:

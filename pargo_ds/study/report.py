@@ -266,16 +266,22 @@ def forest(findings: Findings) -> Figure:
 
 
 def bars(findings: Findings) -> Figure:
-    """Draw the accuracy of every variant over all questions."""
-    over_all = [one for one in findings.accuracy if one.group == ALL]
-    rows = [(one.variant, one.mean, one.low, one.high) for one in over_all]
-    return figures.accuracy_figure(rows, findings.blind.get(ALL))
+    """Draw the accuracy of every variant in the groups of claims, or over all questions."""
+    known = {one.group for one in findings.accuracy}
+    groups = [group for group in findings.size.claims if group in known] or [ALL]
+    by_group: dict[str, list[tuple[str, float, float, float]]] = {group: [] for group in groups}
+    for one in findings.accuracy:
+        if one.group in by_group:
+            by_group[one.group].append((one.variant, one.mean, one.low, one.high))
+    return figures.accuracy_figure(by_group, findings.blind)
 
 
 def render_png(findings: Findings) -> bytes:
-    """Render the essentials on one image: accuracy or differences above, curves below."""
-    above = forest if _compared(findings) else bars
-    parts = [above(findings), figures.curve_figure(findings.curves)]
+    """Render the essentials on one image: accuracy, differences, curves."""
+    parts = [bars(findings)]
+    if _compared(findings):
+        parts.append(forest(findings))
+    parts.append(figures.curve_figure(findings.curves))
     images = []
     for part in parts:
         png = to_png(part, dpi=90)
