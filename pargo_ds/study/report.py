@@ -42,12 +42,27 @@ def write_report(findings: Findings, folder: Path) -> list[Path]:
 
 
 def summary(findings: Findings) -> str:
-    """Return a few lines for the terminal: accuracy, and every claim that can be made."""
-    overall = {one.variant: one for one in findings.accuracy if one.group == ALL}
-    lines = [f"{one.variant:<28} {interval(one)}" for one in overall.values()]
-    if ALL in findings.blind:
-        lines.append(f"{'blind':<28} {100 * findings.blind[ALL]:.1f} %")
+    """Return a few lines for the terminal: accuracy in the groups of claims, and every claim that
+    can be made.
+    """
+    groups, accuracy = _claimed_groups(findings), _by_place(findings.accuracy)
+    lines = [_columns("right answers", groups)]
+    for name in findings.results.variants:
+        lines.append(_columns(name, [interval(accuracy[name, group]) for group in groups]))
+    if set(groups) <= findings.blind.keys():
+        blind = [f"{100 * findings.blind[group]:.1f} %" for group in groups]
+        lines.append(_columns("blind", blind))
     return "\n".join([*lines, "", *claims(findings), *findings.notes])
+
+
+def _columns(name: str, cells: Sequence[str]) -> str:
+    return f"{name:<28}" + "".join(f" {cell:<22}" for cell in cells).rstrip()
+
+
+def _claimed_groups(findings: Findings) -> list[str]:
+    """The groups of claims that the questions have, or all questions."""
+    known = {one.group for one in findings.accuracy}
+    return [group for group in findings.size.claims if group in known] or [ALL]
 
 
 def claims(findings: Findings) -> list[str]:
@@ -151,8 +166,7 @@ def render_html(findings: Findings) -> str:
 def cost_table(findings: Findings) -> tuple[list[str], list[list[str]]]:
     """Return (head, rows) of accuracy and cost, a row for each variant."""
     accuracy, told = _by_place(findings.accuracy), _by_place(findings.differences)
-    first = findings.results.variants[0]
-    groups = [name for name in findings.size.claims if (first, name) in accuracy]
+    groups = _claimed_groups(findings)
     head = ["variant", "tokens", "=", "parameters", "=", "ms"]
     for group in groups:
         head += [f"{group}: accuracy", "difference", "p (Holm)", ""]
@@ -267,9 +281,8 @@ def forest(findings: Findings) -> Figure:
 
 def bars(findings: Findings) -> Figure:
     """Draw the accuracy of every variant in the groups of claims, or over all questions."""
-    known = {one.group for one in findings.accuracy}
-    groups = [group for group in findings.size.claims if group in known] or [ALL]
-    by_group: dict[str, list[tuple[str, float, float, float]]] = {group: [] for group in groups}
+    by_group: dict[str, list[tuple[str, float, float, float]]] = {}
+    by_group |= {group: [] for group in _claimed_groups(findings)}
     for one in findings.accuracy:
         if one.group in by_group:
             by_group[one.group].append((one.variant, one.mean, one.low, one.high))
