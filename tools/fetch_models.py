@@ -15,16 +15,30 @@ import sys
 from pathlib import Path
 
 
+DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
+WEIGHTS = ["*.safetensors", "pytorch_model*.bin"]
+"""In the order in which transformers looks for them; the second kind is fetched only where the
+first is not there.
+"""
+
+
 def fetch_hub(name: str, revision: str | None) -> str:
-    """Download a hub repository without formats that are never read. Return the commit."""
+    """Download what is read of a hub repository: its description, tokenizer, and weights in one
+    format. Return the commit.
+
+    Raises FileNotFoundError for a repository without weights in these formats.
+    """
     from huggingface_hub import snapshot_download
 
-    folder = snapshot_download(
-        name,
-        revision=revision,
-        allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"],
+    for pattern in WEIGHTS:
+        patterns = [*DESCRIPTION, pattern]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        if any(folder.glob(pattern)):
+            return folder.name
+    raise FileNotFoundError(
+        f"{name} at revision {revision or 'main'} has no weights in a format that is read "
+        f"({', '.join(WEIGHTS)}); name another repository or a local folder in the run file"
     )
-    return Path(folder).name
 
 
 def main() -> int:
