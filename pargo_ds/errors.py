@@ -47,6 +47,12 @@ class StoreError(UserError):
     """
 
 
+class StoreUnreachableError(StoreError, MachineFault):
+    """An object store does not answer, or broke off, for longer than one waits for it. That may
+    pass, so it is a fault of the machine, although a caller may take it as any other StoreError.
+    """
+
+
 class CacheError(UserError):
     """This job cannot use a folder of the cache."""
 
@@ -71,6 +77,15 @@ class OtherRankError(MachineFault):
     """Another rank failed in `distributed.run_on_all_ranks`; the message is that of the other rank. This
     rank is healthy.
     """
+
+
+def comes_again(error: BaseException) -> bool:
+    """Whether a new start would end in the same way: a fault of the user, or a loss that is no
+    number.
+    """
+    if isinstance(error, MachineFault):
+        return False
+    return isinstance(error, (ValueError, FloatingPointError))
 
 
 def listed(names: Iterable[object], most: int) -> str:

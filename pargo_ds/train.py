@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pargo_ds import distributed
 from pargo_ds.config import RunConfig, load_config
-from pargo_ds.errors import ConfigError, OtherRankError, ShardError
+from pargo_ds.errors import ConfigError, OtherRankError, ShardError, comes_again
 
 if TYPE_CHECKING:
     from pargo_ds.training.survival import StopRequest
@@ -103,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"pargo_ds.train: error: {_reason(error)} (see logs/)", file=sys.stderr)
         else:
             print(f"pargo_ds.train: error: {error}", file=sys.stderr)
-        hopeless = isinstance(error, (ValueError, FloatingPointError))
+        hopeless = comes_again(error)
         note_failure(run, error, restart=not hopeless)
         return DO_NOT_RESTART if hopeless else FAILED
     except Exception as error:

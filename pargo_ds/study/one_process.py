@@ -22,6 +22,7 @@ from torch import nn
 from pargo_ds import assembly
 from pargo_ds.config import load_config
 from pargo_ds.convert.hf_folder import finish_folder
+from pargo_ds.errors import comes_again
 from pargo_ds.files.whole_output import whole_output
 from pargo_ds.learning.trial import Measured, prepare, write_lines
 from pargo_ds.settings_file import format_yaml
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
         train_and_export(options.run_file, options.set, options.export)
     except (ValueError, FloatingPointError, FileNotFoundError) as error:
         print(f"one_process: error: {error}", file=sys.stderr)
-        return 2
+        return 2 if comes_again(error) else 1
     return 0
 
 

@@ -20,7 +20,7 @@ from pargo_ds.data.shards import cache, s3
 from pargo_ds.data.shards.folder import download, is_remote, open_folder, safe_join, upload_folder
 from pargo_ds.data.shards.mds import write_shards
 from pargo_ds.data.shards.schema import Sample
-from pargo_ds.errors import CacheError, StoreError
+from pargo_ds.errors import CacheError, StoreError, StoreUnreachableError, comes_again
 
 pytestmark = pytest.mark.timeout(120)
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,8 +127,9 @@ def test_missing_objects_buckets_and_schemes(object_store: ObjectStore, tmp_path
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(
         StoreError, match=f"reading s3://nobody/x failed at {object_store.url}: NoSuchBucket"
-    ):
+    ) as refused:
         download("s3://nobody/x", tmp_path / "x")
+    assert comes_again(refused.value)  # a run that names this bucket is not started again
     for address in ("gs://bucket/x", "hf://datasets/x"):
         with pytest.raises(
             StoreError, match="cannot be read or written: expected s3://bucket/folder"
@@ -151,8 +152,9 @@ def test_store_that_does_not_answer_is_an_error_without_secrets(
         "S3_ENDPOINT_URL", object_store.url.replace("http://", "http://user:secret@")
     )
     object_store.kill() if fault == "down" else object_store.hang()
-    with pytest.raises(StoreError) as caught:
+    with pytest.raises(StoreUnreachableError) as caught:
         open_folder(object_store.address("train"), tmp_path / "cache")
+    assert not comes_again(caught.value)  # a job that resumes during an outage is started again
     said = "cannot be reached" if fault == "down" else "does not answer"
     assert (
         f"reading {object_store.address('train')}/index.json failed at {object_store.url}: it {said}"

@@ -4,6 +4,7 @@ continues exactly.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -100,6 +101,12 @@ def test_run_survives_the_death_of_its_store(
         assert f"{address}/shard.000" in said
     print(f"the ranks ended {time.monotonic() - started:.0f} s after the store")
     assert not (tmp_path / "cut" / "DONE").exists()
+    # A start during the outage is no fault of the user either.
+    during = ended(start_ranks(2, run, tmp_path), run, tmp_path)
+    assert [code for code, _ in during] == [1, 1], during[0][1][-3000:]
+    assert f"reading {address}/index.json failed" in during[0][1] + during[1][1]
+    state = json.loads((tmp_path / "cut/state.json").read_text())
+    assert (state["state"], state["restart"]) == ("failed", True)
 
     store.start()
     store.new_bucket("training")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pargo_ds.errors import StoreError
+from pargo_ds.errors import StoreError, StoreUnreachableError
 
 T = TypeVar("T")
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 8
@@ -87,7 +87,7 @@ def _get_once(address: str, path: Path, stop: Callable[[], bool]) -> bool:
         for piece in body.iter_chunks(1 << 20):
             file.write(piece)
             if stop() or time.monotonic() - started > DOWNLOAD_LIMIT_S:
-                raise StoreError(
+                raise StoreUnreachableError(
                     f"reading {address} at {endpoint()} was given up after {file.tell()} of "
                     f"{answer['ContentLength']} bytes and {time.monotonic() - started:.0f} s"
                 )
@@ -196,7 +196,7 @@ def _patiently(action: Callable[[], T], doing: str, stop: Callable[[], bool] = n
     also does not repeat a transfer that breaks off in the middle of an object. A job survives an
     outage only if all of its processes do, so each process must be patient for the same time.
 
-    Raises StoreError when the time is over, or when the reason is not temporary.
+    Raises StoreUnreachableError when the time is over, StoreError when the reason is not temporary.
     """
     from boto3.exceptions import S3UploadFailedError
     from botocore.exceptions import BotoCoreError, ClientError
@@ -210,8 +210,11 @@ def _patiently(action: Callable[[], T], doing: str, stop: Callable[[], bool] = n
             if isinstance(caught, S3UploadFailedError):
                 error = caught.__context__
             give_up_at = give_up_at or time.monotonic() + PATIENCE_S
-            if not _is_passing(error) or time.monotonic() + pause > give_up_at or stop():
-                raise StoreError(f"{doing} failed at {endpoint()}: {_reason(error)}") from None
+            said = f"{doing} failed at {endpoint()}: {_reason(error)}"
+            if not _is_passing(error):
+                raise StoreError(said) from None
+            if time.monotonic() + pause > give_up_at or stop():
+                raise StoreUnreachableError(said) from None
         time.sleep(pause)
         pause = min(2 * pause, 4)
 
