@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build shards on many nodes: slurm/shards.sh PARTS SOURCE OUT ... [-- SBATCH OPTIONS]
-# SOURCE OUT ... is what tools/build_shards.py takes. An array job builds the parts, a job after it merges them.
+# SOURCE OUT ... is what tools/build_shards.py takes, for a SOURCE that can be built in parts: all but mixture and scenes.
+# An array job builds the parts, a job after it merges them (and measures lengths, with --run RUN.yaml).
 # `-- --array=0-15%4` runs four parts of 16 at a time. A part that was interrupted continues.
 #SBATCH --job-name=pargo-shards
 #SBATCH --nodes=1
@@ -26,16 +27,26 @@ set -- "${ARGUMENTS[@]}"
     die "$DO_NOT_RESTART" "slurm/shards.sh PARTS SOURCE OUT ...: a number of parts, then as for tools/build_shards.py"
 parts=$1
 shift
+case $1 in
+mixture | scenes | lengths) die "$DO_NOT_RESTART" "slurm/shards.sh: $1 is not built in parts; call tools/build_shards.py $1 in one job" ;;
+esac
 
 submit_parts() { # the array, and the merge that waits until all of it has ended well
-    local id merge=(merge "$2") user=("${SBATCH_EXTRA[@]}") word take=''
-    for word in "$@"; do # what the merge must know of the parts, too
-        case $word in
-        --work=* | --max-rejects=*) merge+=("$word") ;;
-        *) case $take in --work | --max-rejects) merge+=("$take" "$word") ;; esac ;;
+    local id merge=(merge "$2") user=("${SBATCH_EXTRA[@]}") own=() word take=''
+    for word in "$@"; do # what the merge must know of the parts, too; --run is the merge's alone
+        case $take in
+        --run) merge+=("$take" "$word") ;;
+        --work) merge+=("$take" "$word") own+=("$word") ;;
+        *) case $word in
+            --run=*) merge+=("$word") ;;
+            --work=*) merge+=("$word") own+=("$word") ;;
+            --run) ;;
+            *) own+=("$word") ;;
+            esac ;;
         esac
         take=$word
     done
+    set -- "${own[@]}"
     # In the name of an array's log %A is the job and %a the part.
     SBATCH_EXTRA=(--array="0-$((parts - 1))" --output="$SITE_LOGS/%x-%A_%a.out" "${user[@]}")
     id=$(submit small shards.sh "$parts" "$@") && [ -n "$id" ] || exit "$DO_NOT_RESTART"

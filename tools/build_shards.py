@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-from pargo_ds.config import DataSection, load_config
+from pargo_ds.config import DataSection, RunConfig, load_config
 from pargo_ds.data.building.delivery import Destination, build, upload
 from pargo_ds.data.building.merge import REJECTS, Merged, merge
 from pargo_ds.data.building.plan import Plan
@@ -123,7 +123,17 @@ def _add_merge(commands: Any) -> None:
     parser.add_argument("out", metavar="OUT", help="as it was given to the parts")
     parser.add_argument("--work", metavar="DIR", help="as it was given to the parts")
     parser.add_argument(
-        "--max-rejects", type=fraction, default=0.1, metavar="FRACTION", help="(default 0.1)"
+        "--max-rejects", type=fraction, metavar="FRACTION", help="(default: as given to the parts)"
+    )
+    parser.add_argument(
+        "--run", dest="run_file", metavar="RUN.yaml", help="write the lengths for this run, too"
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="that measure lengths (default: cores)",
     )
 
 
@@ -163,6 +173,10 @@ def run_source(options: argparse.Namespace) -> None:
         shard_bytes=options.shard_bytes,
     )
     destination = Destination.of(options.out, options.work)
+    if options.run_file and options.part[1] > 1:
+        raise ValueError(
+            "--run: lengths are measured when all parts are there; give it to build_shards.py merge"
+        )
     run = load_config(options.run_file) if options.run_file else None  # its faults before the work
     merged = build(
         plan,
@@ -176,17 +190,7 @@ def run_source(options: argparse.Namespace) -> None:
             f"part {options.part[0]} of {options.part[1]} is built; when all are: build_shards.py merge {options.out}"
         )
         return
-    if run is not None:
-        from pargo_ds.assembly.processor import build_processor
-
-        processor = build_processor(run)
-        for name in merged.splits:
-            address = f"{options.out}/{name}".rstrip("/")
-            streams = [one for one in run.data.train if one.path.rstrip("/") == address]
-            own = [run.data.of_stream(stream) for stream in streams]
-            folders = [(str(destination.local / name), data) for data in own or [run.data]]
-            _write_lengths(folders, processor, options.workers)
-    _deliver(destination, merged)
+    _deliver(options, destination, merged, run)
 
 
 def run_scenes(options: argparse.Namespace) -> None:
@@ -249,10 +253,24 @@ def run_mixture(options: argparse.Namespace) -> None:
 def run_merge(options: argparse.Namespace) -> None:
     """Merge the parts of a build."""
     destination = Destination.of(options.out, options.work)
-    _deliver(destination, merge(destination.local, options.max_rejects))
+    run = load_config(options.run_file) if options.run_file else None  # its faults before the work
+    _deliver(options, destination, merge(destination.local, options.max_rejects), run)
 
 
-def _deliver(destination: Destination, merged: Merged) -> None:
+def _deliver(
+    options: argparse.Namespace, destination: Destination, merged: Merged, run: RunConfig | None
+) -> None:
+    """Measure lengths for a run, upload, and print the account."""
+    if run is not None:
+        from pargo_ds.assembly.processor import build_processor
+
+        processor = build_processor(run)
+        for name in merged.splits:
+            address = f"{options.out}/{name}".rstrip("/")
+            streams = [one for one in run.data.train if one.path.rstrip("/") == address]
+            own = [run.data.of_stream(stream) for stream in streams]
+            folders = [(str(destination.local / name), data) for data in own or [run.data]]
+            _write_lengths(folders, processor, options.workers)
     if destination.remote is not None:
         upload(destination, merged)
     print(merged.table())

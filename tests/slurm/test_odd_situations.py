@@ -122,6 +122,24 @@ def test_a_fault_of_the_site_is_named_with_its_setting_and_queues_nothing(
     assert "sbatch" not in calls(folder)
 
 
+def test_a_merge_gets_what_is_its_own_and_the_parts_the_rest(folder):
+    source = "llava out in.json --work w --max-rejects 0.5 --run a.yaml --workers=2"
+    process = call(folder, "slurm/shards.sh", "3", *source.split())
+    assert process.returncode == 0, process.stdout + process.stderr
+    parts, merge = calls(folder).splitlines()
+    assert parts.endswith("shards.sh 3 llava out in.json --work w --max-rejects 0.5 --workers=2")
+    assert "--array=0-2" in parts
+    assert merge.endswith("shards.sh 1 merge out --work w --run a.yaml")
+
+
+@pytest.mark.parametrize("source", ["mixture", "scenes", "lengths"])
+def test_a_source_that_is_not_built_in_parts_queues_nothing(folder, source):
+    process = call(folder, "slurm/shards.sh", "3", source, "out", "in.json")
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert f"{source} is not built in parts" in process.stderr
+    assert "sbatch" not in calls(folder)
+
+
 def test_what_a_called_function_does_inside_is_its_own_affair(folder):
     environment = (
         "f() { false; true; }\nsite_environment() {\n    f\n    [ -e nowhere ] && f\n    true\n}\n"

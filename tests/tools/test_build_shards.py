@@ -149,9 +149,20 @@ def test_parts_are_merged_by_hand(main, room: Path, capsys: pytest.CaptureFixtur
     assert "nothing to merge" in capsys.readouterr().err
 
 
+def test_a_merge_accepts_as_many_rejects_as_its_parts(
+    main, room: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("0/2", "1/2"):
+        assert main(llava(room, "out", "--part", part, "--max-rejects", "0.01")) == 0
+    assert main(["merge", str(room / "out")]) == 2
+    assert "1 of 60 inputs are rejects; at most 1% are accepted" in capsys.readouterr().err
+    assert main(["merge", str(room / "out"), "--max-rejects", "0.5"]) == 0
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        (["--run", "run.yaml", "--part", "0/2"], "give it to build_shards.py merge"),
         (["--image-folder", "nowhere"], "--image-folder nowhere is not a folder"),
         (["--max-rejects", "0.01"], "1 of 60 inputs are rejects; at most 1% are accepted"),
         (["--validation", "70"], "there are only 58"),

@@ -2,7 +2,8 @@
 `merge.py` makes one data set of all chunks.
 
     OUT/.build/plan.json         what is being built; a start with another plan is refused
-               chunks.json       number of chunks, written when all of the input was seen
+               chunks.json       number of chunks and how many rejects are accepted, written when
+                                 all of the input was seen
                chunks/00000017/  train/ and validation/ (shards, index.json),
                                  inputs.jsonl (one line for each input),
                                  digests.npy (one row for each sample), chunk.json (counts)
@@ -72,7 +73,7 @@ def build_chunks(
                     bar.add(weight, counts, max_rejects)
             for weight, counts in pool.finish():
                 bar.add(weight, counts, max_rejects)
-    write_json(work / "chunks.json", {"chunks": count})
+    write_json(work / "chunks.json", {"chunks": count, "max_rejects": max_rejects})
     return found
 
 

@@ -52,9 +52,9 @@ class Merged:
         return reject_table(self.inputs, self.samples, self.left_out, self.changed)
 
 
-def merge(out: Path, max_rejects: float = 0.1) -> Merged:
+def merge(out: Path, max_rejects: float | None = None) -> Merged:
     """Make one data set of the chunks in OUT/.build and remove the chunks. A data set that was
-    merged before is left unchanged.
+    merged before is left unchanged. Without `max_rejects` the share is that of the parts.
 
     Raises BuildError when chunks are missing, no sample is left, or more than the share
     `max_rejects` of the inputs are rejects (duplicates do not count). The chunks are then kept.
@@ -69,6 +69,8 @@ def merge(out: Path, max_rejects: float = 0.1) -> Merged:
             return read_summary(out)
         plan = json.loads((work / "plan.json").read_text())
         chunks = _all_chunks(out)
+        if max_rejects is None:
+            max_rejects = json.loads((work / "chunks.json").read_text())["max_rejects"]
         table = SampleTable(chunks)
         repeats = find_repeats(
             table.rows["id"], table.rows["content"], table.names, plan["same_id"]
