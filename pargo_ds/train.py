@@ -32,7 +32,7 @@ log = logging.getLogger("pargo_ds")
 EXAMPLES = """examples:
   python -m pargo_ds.train ds_configs/pretrain.yaml --dry-run --ranks 8
   deepspeed --num_gpus 8 --module pargo_ds.train ds_configs/pretrain.yaml
-  torchrun --nproc_per_node 2 -m pargo_ds.train ds_configs/demo_pretrain.yaml --set train.steps=10 --set name=try
+  torchrun --nproc_per_node 2 -m pargo_ds.train ds_configs/demo_pretrain.yaml --set train.steps=20 --set name=try
 """
 
 

@@ -149,6 +149,8 @@ test_only training finetune.sh
 test_only small convert.sh
 test_only small shards.sh --array=0-3
 test_only evaluation evaluate.sh
+test_only small caption.sh --array=0-3
+test_only training study.sh --array=0-3
 enter_environment
 [ $# -gt 0 ] || set -- ds_configs/pretrain.yaml ds_configs/finetune.yaml
 for file in "$@"; do check_run "$file"; done

@@ -14,7 +14,6 @@ import argparse
 import sys
 from pathlib import Path
 
-
 DESCRIPTION = ["*.json", "*.model", "*.txt", "*.jinja"]
 WEIGHTS = ["*.safetensors", "pytorch_model*.bin"]
 """In the order in which transformers looks for them; the second kind is fetched only where the

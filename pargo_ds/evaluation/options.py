@@ -64,7 +64,7 @@ def _add_options_of_shards(group: Any) -> None:
         "--run",
         type=Path,
         metavar="RUN.yaml",
-        help="measure the texts that this run trains on (default: conversations)",
+        help="measure the texts that this run trains on (default: conversations, else captions)",
     )
     group.add_argument(
         "--samples", type=int, default=1000, metavar="N", help="at most so many (default 1000)"

@@ -15,14 +15,14 @@ from pargo_ds.scenes.splits import ScenesPlan
 
 EXAMPLES = """\
 examples:
-  The data of `make demo` (1,200 + 200 scenes, OpenMoji only, pip packages only, about 20 seconds):
-    python tools/build_shards.py scenes runs/demo/data
+  1,200 + 200 scenes of OpenMoji, from pip packages only, in about 20 seconds (`make demo` takes --concepts 24):
+    python tools/build_shards.py scenes data/scenes
 
   A tiny set to look at:
     python tools/build_shards.py scenes /tmp/few --train 8 --validation 4 --workers 1
 
   Learn from two artists, be tested on a third (fetches one Debian and one npm package, 26 MB):
-    python tools/build_shards.py scenes data/scenes --styles openmoji,noto,fluent --hold-out-style noto
+    python tools/build_shards.py scenes data/three_styles --styles openmoji,noto,fluent --hold-out-style noto
 
 what comes out:
   OUT/train, OUT/validation   folders of shards with an index.json each; give one of them to readers

@@ -30,7 +30,15 @@ def member(
 
 
 def write(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+    packed = {
+        ".gz": "w:gz",
+        ".tgz": "w:gz",
+        ".bz2": "w:bz2",
+        ".tbz2": "w:bz2",
+        ".xz": "w:xz",
+        ".txz": "w:xz",
+    }
+    with tarfile.open(path, packed.get(path.suffix, "w")) as tar:
         for info, data in members:
             tar.addfile(info, io.BytesIO(data))
     return path
@@ -53,7 +61,7 @@ def read(*names: Path | str, **options) -> list[Outcome]:
     ]
 
 
-@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz"])
 @pytest.mark.parametrize("kind", ["coarse", "detailed"])
 def test_text_bytes_and_order_come_back(tmp_path: Path, ending: str, kind: str) -> None:
     for part in (1, 0):

@@ -30,7 +30,11 @@ def test_a_good_site_passes_on_one_and_on_two_nodes(project):
     run_file = project.run_file("fits", batch={"packs_per_step": 16})
     process = check(project, run_file)
     assert process.returncode == 0, process.stdout + process.stderr
-    for script in ("pretrain.sh", "finetune.sh", "convert.sh", "shards.sh", "evaluate.sh"):
+    training, small = (
+        ("pretrain.sh", "finetune.sh", "study.sh"),
+        ("convert.sh", "shards.sh", "caption.sh"),
+    )
+    for script in (*training, *small, "evaluate.sh"):
         assert f"ok     {script}: Job " in process.stdout
     for nodes in (1, 2):
         assert f"ok     {run_file} on {nodes} x 8 ranks" in process.stdout

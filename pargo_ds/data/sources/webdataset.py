@@ -29,6 +29,8 @@ from pargo_ds.errors import SourceError
 
 KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 """Splits the name of a member into key and extension, at the first dot of the file name."""
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz")
+"""How the names of tars end that are looked for in a folder."""
 TEXTS = ("txt", "caption")
 HEADERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK
@@ -86,7 +88,7 @@ def tar_files(names: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if os.path.isdir(name):
             paths = map(str, Path(name).rglob("*"))
-            own = sorted(path for path in paths if path.endswith((".tar", ".tar.gz", ".tgz")))
+            own = sorted(path for path in paths if path.endswith(TARS))
         elif os.path.isfile(name):
             own = [name]
         else:
