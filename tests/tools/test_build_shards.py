@@ -240,6 +240,16 @@ def test_lengths_are_written_with_the_shards(
     assert capsys.readouterr().out.count(": lengths in ") == 4
 
 
+def test_a_merge_writes_the_lengths_of_its_parts(main, room: Path, run_file: Path) -> None:
+    for part in ("0/2", "1/2"):
+        assert main(llava(room, "out", "--validation", "10", "--part", part)) == 0
+    assert main(["merge", str(room / "out"), "--run", str(run_file), "--workers", "1"]) == 0
+    before = contents(room / "out")
+    assert main(["lengths", str(run_file), "--workers", "1"]) == 0
+    assert contents(room / "out") == before
+    assert len(list((room / "out").glob("*/lengths/*/lengths.json"))) == 2
+
+
 def command(room: Path, out: str) -> list[str]:
     return [sys.executable, str(TOOL), *llava(room, out, "--workers", "2", "--validation", "10")]
 
