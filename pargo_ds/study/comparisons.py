@@ -63,7 +63,7 @@ def accuracy_figures(results: Results) -> list[Figure]:
     for group, (accuracy, scores) in _by_group(results).items():
         told = estimate(accuracy, scores)
         for place, variant in enumerate(results.variants):
-            found.append(Figure(variant, group, *_numbers(told, place)))
+            found.append(Figure(variant, group, *_numbers(told, place, least=0.0)))
     return found
 
 
@@ -96,7 +96,7 @@ def differences(results: Results, reference: str, claims: Sequence[str]) -> list
             if (group, place) in of_family:
                 own = of_family[group, place]
                 verdict = verdict_of(numbers.mean[place], own)
-            figures = _numbers(numbers, place)
+            figures = _numbers(numbers, place, least=-1.0)
             p, corrected_p = float(numbers.p[place]), float(own)
             found.append(
                 Difference(results.variants[place], group, *figures, p, corrected_p, verdict)
@@ -136,9 +136,12 @@ def _by_group(results: Results) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def _numbers(told: Estimate, place: int) -> tuple[float, float, float, float]:
-    mean, low, high = float(told.mean[place]), float(told.low[place]), float(told.high[place])
-    return mean, low, high, float(told.seed_deviation[place])
+def _numbers(told: Estimate, place: int, least: float) -> tuple[float, float, float, float]:
+    """Mean, interval and deviation of the seeds. No share of answers lies outside `least` to 1, so
+    neither does the interval: with two seeds Student's t alone would reach far beyond.
+    """
+    low, high = np.clip((told.low[place], told.high[place]), least, 1.0)  # NaN stays NaN
+    return float(told.mean[place]), float(low), float(high), float(told.seed_deviation[place])
 
 
 def _known(results: Results) -> str:

@@ -76,6 +76,16 @@ def test_accuracy_and_differences_are_the_plain_ones():
     assert {one.verdict for one in differences(results, "a", ["all"]) if one.group != "all"} == {
         "not tested"
     }
+    # Two seeds far apart: by Student's t alone the interval would be -2.7 to 3.7.
+    apart = [("a", 0, 0.75), ("a", 1, 0.25), ("b", 0, 0.25), ("b", 1, 0.75)]
+    rows = {
+        (name, seed): (QUESTIONS, np.arange(160) % 4 < 4 * share) for name, seed, share in apart
+    }
+    results, _ = gather(rows, ["a", "b"])
+    (wide,) = [one for one in accuracy_figures(results) if (one.variant, one.group) == ("a", "all")]
+    assert (wide.mean, wide.low, wide.high) == (0.5, 0.0, 1.0)
+    (wide,) = [one for one in differences(results, "a", ["all"]) if one.group == "all"]
+    assert (wide.mean, wide.low, wide.high) == (0.0, -1.0, 1.0)
     with pytest.raises(UserError, match="no group of questions is named size: huge; there are all"):
         differences(results, "a", ["size: huge"])
 
