@@ -65,7 +65,7 @@ demo: $(READY)  ## train, export and question a small ParGo model on this machin
 
 study: $(READY)  ## ParGo against two rivals, the quick size: 15 minutes on two cores; report in runs/study
 	@$(PY) tools/prepare_demo_parts.py runs/parts
-	@[ -d runs/study/few_scenes ] || $(PY) tools/build_shards.py scenes runs/study/few_scenes --concepts 10 --train 600 --validation 50
+	@[ -d runs/study/few_scenes ] || $(PY) tools/build_shards.py scenes runs/study/few_scenes --concepts 10 --train 600 --validation 25
 	$(PY) tools/study.py ds_configs/study_projectors.yaml --quick
 
 test: $(READY)  ## fast tests
