@@ -129,7 +129,12 @@ def run_missing(options: argparse.Namespace, cells: list[Cell], size: Size) -> i
     failed = 0
     every = 0.1 if sys.stderr.isatty() else 60  # seconds: a log gets a line a minute
     title = f"{len(todo)} of {len(cells)} cells"
-    with tqdm(total=len(todo), unit="cell", desc=title, mininterval=every) as bar:
+    # tqdm's own time left knows nothing of cells that run side by side.
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+    # With miniters of its own choice tqdm would print nothing until the next cell has ended.
+    with tqdm(
+        total=len(todo), unit="cell", desc=title, mininterval=every, miniters=0, bar_format=shape
+    ) as bar:
         for said in run_all(todo, cells, size, commands):
             if isinstance(said, str):
                 failed += 1

@@ -35,7 +35,7 @@ def projector_size(run: RunConfig) -> ProjectorSize:
 
 def projector_ms(run: RunConfig, device: torch.device) -> float:
     """Return the milliseconds for an image, forward and backward in fp32, of the projector alone
-    with random weights: CPU time of this process, or between CUDA events (speed/timing.py).
+    with random weights: CPU time of one thread, or between CUDA events (speed/timing.py).
     """
     torch.manual_seed(0)
     projector = _build(run, device)
@@ -47,7 +47,13 @@ def projector_ms(run: RunConfig, device: torch.device) -> float:
     def call() -> object:
         return torch.autograd.grad(projector(patches).sum(), wanted, allow_unused=True)
 
-    return interleaved_medians({"own": call}, device, repetitions=7, seconds=5.0)["own"] / IMAGES
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # CPU time counts threads that only wait for each other, too
+    try:
+        taken = interleaved_medians({"own": call}, device, repetitions=7, seconds=5.0)
+    finally:
+        torch.set_num_threads(threads)
+    return taken["own"] / IMAGES
 
 
 def _build(run: RunConfig, device: torch.device) -> Projector:
