@@ -129,5 +129,5 @@ $(OTHER)/.installed-$(KEY) $(NEWEST)/.installed-$(KEY) $(LMMS)/.installed-$(KEY)
 endif
 
 clean:  ## remove the environment, the runs and all caches
-	rm -rf $(VENV) $(OTHER) $(NEWEST) $(LMMS) .transformers_tests runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage htmlcov
+	rm -rf $(VENV) $(OTHER) $(NEWEST) $(LMMS) .transformers_tests runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

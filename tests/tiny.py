@@ -101,6 +101,12 @@ def run_command(
     )
 
 
+def read_state(run_dir: Path) -> dict:
+    """Read a run's state.json; {} when there is none."""
+    path = run_dir / "state.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def metrics(run_dir: Path) -> list[dict]:
     """The run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -36,6 +36,8 @@ from .projectors import Projector, ProjectorConfig
 from .token_output import ScaledLinear, TokenTable, ZeroLinear, token_output
 
 POSITION_STD = 0.02  # BERT's initializer_range
+QUERY_STD = 0.5
+"""Standard deviation of the learned tokens at the start."""
 NORMS = ("pre", "post")
 
 
@@ -50,8 +52,6 @@ class ParGoProjectorConfig(ProjectorConfig):
         cascade: shifted | centered | each_side | none | release (masks.cascade_window).
         grouping: raster (the paper) | block (2-D, ours): which patches a partial token sees
             (masks.patches_of_partial).
-        dropout: on each residual branch.
-        query_std: standard deviation of the learned tokens at the start.
         norm: pre (LayerNorm before each branch and at the end) | post (BERT's order, as the
             authors' release has it: over the tokens and after each residual sum; with `patch_norm:
             false` the patches come as `feature_norm` left them).
@@ -76,8 +76,6 @@ class ParGoProjectorConfig(ProjectorConfig):
         heads: int = 16,
         ffn_width: int | None = None,
         cascade: str = "shifted",
-        dropout: float = 0.0,
-        query_std: float = 0.5,
         grouping: str = "raster",
         norm: str = "pre",
         query_positions: bool = False,
@@ -116,8 +114,6 @@ class ParGoProjectorConfig(ProjectorConfig):
         self.ffn_width = ffn_width
         self.cascade = cascade
         self.grouping = grouping
-        self.dropout = dropout
-        self.query_std = query_std
         self.norm = norm
         self.query_positions = query_positions
 
@@ -263,13 +259,12 @@ class PargoLayer(GradientCheckpointingLayer):
             nn.GELU(),
             nn.Linear(config.ffn_width, config.width),
         )
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         if self.has_cascade:
-            tokens = tokens + self.dropout(self.cascade(self.cascade_norm(tokens)))
-        tokens = tokens + self.dropout(self.perception(self.perception_norm(tokens), patches))
-        return tokens + self.dropout(self.ffn(self.ffn_norm(tokens)))
+            tokens = tokens + self.cascade(self.cascade_norm(tokens))
+        tokens = tokens + self.perception(self.perception_norm(tokens), patches)
+        return tokens + self.ffn(self.ffn_norm(tokens))
 
 
 class PostNormLayer(PargoLayer):
@@ -281,10 +276,10 @@ class PostNormLayer(PargoLayer):
     def forward(self, tokens: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         if self.has_cascade:
             seen = self.cascade.num_seen
-            normed = self.cascade_norm(tokens + self.dropout(self.cascade(tokens)))
+            normed = self.cascade_norm(tokens + self.cascade(tokens))
             tokens = torch.cat([normed[:, :seen], tokens[:, seen:]], dim=1)
-        tokens = self.perception_norm(tokens + self.dropout(self.perception(tokens, patches)))
-        return self.ffn_norm(tokens + self.dropout(self.ffn(tokens)))
+        tokens = self.perception_norm(tokens + self.perception(tokens, patches))
+        return self.ffn_norm(tokens + self.ffn(tokens))
 
 
 class PargoProjector(Projector):
@@ -304,13 +299,12 @@ class PargoProjector(Projector):
     ) -> None:
         super().__init__(config, vision_dim, llm_dim, num_patches)
         self.post = config.norm == "post"
-        self.tokens = TokenTable(config.tokens, config.width, config.query_std)
+        self.tokens = TokenTable(config.tokens, config.width, QUERY_STD)
         self.positions = None
         if config.query_positions:
             self.positions = TokenTable(config.tokens, config.width, POSITION_STD)
         if self.post:
             self.token_norm = nn.LayerNorm(config.width, config.norm_eps)
-            self.token_dropout = nn.Dropout(config.dropout)
         layer = PostNormLayer if self.post else PargoLayer
         layers = [layer(config, vision_dim, num_patches, n + 1) for n in range(config.layers)]
         self.layers = nn.ModuleList(layers)
@@ -325,7 +319,7 @@ class PargoProjector(Projector):
         if self.positions is not None:
             tokens = tokens + self.positions(num_images)
         if self.post:
-            return self.token_dropout(self.token_norm(tokens))
+            return self.token_norm(tokens)
         return tokens
 
     def features(self, patches: torch.Tensor) -> torch.Tensor:

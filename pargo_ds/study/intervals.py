@@ -24,8 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-
-from pargo_ds.study.student_t import critical_value, two_sided_p
+from scipy.stats import t as student_t
 
 LEVEL = 0.95
 
@@ -113,8 +112,8 @@ def estimate(mean: np.ndarray, scores: np.ndarray, pooled: SeedSquare | None = N
     df = np.where(varies, total**2 / np.where(varies, squares, 1.0), seed_df)
     df = np.maximum(df, seed_df)
     error = np.sqrt(total / (seeds * scenes))
-    half = np.where(varies, critical_value(LEVEL, df) * error, np.nan)
-    p = np.where(varies, two_sided_p(mean / np.where(varies, error, 1.0), df), 1.0)
+    half = np.where(varies, student_t.ppf((1 + LEVEL) / 2, df) * error, np.nan)
+    p = np.where(varies, 2 * student_t.sf(np.abs(mean) / np.where(varies, error, 1.0), df), 1.0)
     return Estimate(mean, mean - half, mean + half, p, df, deviation)
 
 

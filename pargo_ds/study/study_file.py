@@ -17,7 +17,6 @@ from pargo_ds.errors import ConfigError
 from pargo_ds.section import Section, faults_of
 from pargo_ds.settings_file import read_yaml
 
-SIZES = ("quick", "small", "gpu", "full")
 EVERY_STAGE = "all"
 OF_THE_STUDY = ("name", "output", "seed", "start_from")
 """Settings that the study itself gives to each run."""

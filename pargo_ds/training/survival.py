@@ -132,14 +132,6 @@ def _filled_up(body: dict[str, Any]) -> str:
     return json.dumps(body).ljust(STATE_BYTES - 1) + "\n"
 
 
-def read_state(run_dir: Path) -> dict[str, Any]:
-    """Read state.json; {} when there is none."""
-    path = run_dir / STATE
-    if not path.is_file():
-        return {}
-    return json.loads(path.read_text())
-
-
 def mark_running(run_dir: Path, stop: StopRequest) -> None:
     """Forget how the run stood before, on rank 0."""
     stop.forget_old_file()

@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from pargo_ds.model import IGNORE_INDEX
-from pargo_ds.speed.step_counts import StepCounts
 from tests.model.test_modeling import labels_of, packed, samples  # noqa: F401 (a fixture)
+from tests.step_counts import StepCounts
 
 
 def with_places(model, batch, labels):

@@ -8,6 +8,7 @@ from tiny import seeing
 
 from pargo_ds.model import ParGoConfig, ParGoProjectorConfig, build_projector
 from pargo_ds.model.masks import CASCADES, cascade_mask, partial_global_mask
+from pargo_ds.model.projector_pargo import QUERY_STD
 
 VISION_DIM, LLM_DIM = 12, 20
 
@@ -171,7 +172,7 @@ def test_defaults_have_the_names_and_draws_of_before_the_options():
     assert [name for name, _ in projector.layers[0].named_children()][:6] == inside
     torch.manual_seed(0)
     assert torch.equal(
-        projector.tokens.weight, torch.nn.init.normal_(torch.empty(7, 16), std=config.query_std)
+        projector.tokens.weight, torch.nn.init.normal_(torch.empty(7, 16), std=QUERY_STD)
     )
     assert torch.equal(projector.layers[0].cascade.query.weight, torch.nn.Linear(16, 16).weight)
 

@@ -11,9 +11,9 @@ from collections import Counter
 from pathlib import Path
 
 from pargo_ds import distributed, train
-from pargo_ds.speed.step_counts import StepCounts, counted_hooks
 from pargo_ds.training import trainer as trainers
 from pargo_ds.training.trainer import Trainer
+from tests.step_counts import StepCounts, counted_hooks
 
 plain_micro_batch, plain_train = Trainer.micro_batch, Trainer.train
 plain_inputs = trainers.device_inputs

@@ -87,11 +87,13 @@ def test_a_run_may_go_on_with_another_backend(tiny_backend_run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("word", WORDS)
-def test_golden_curve_holds_on_every_backend(launch, word):
+def test_golden_curve_holds_under_deepspeed_on_another_backend(launch):
+    """One is enough: the fast test computes the same curve on all of them, and what DeepSpeed adds
+    touches no attention.
+    """
     changes = {"name": "backend", "train": {"steps": 20}, "checkpoint": {"every": 20}}
-    process, run_dir = launch(1, changes, "--set", f"attention.{word}")
+    process, run_dir = launch(1, changes, "--set", "attention.llm=varlen")
     assert process.returncode == 0, process.stderr[-3000:]
     difference = worst([line["loss"] for line in metrics(run_dir)])
-    print(f"{word}: largest relative difference from the golden curve {difference:.1e}")
+    print(f"largest relative difference from the golden curve {difference:.1e}")
     assert difference < TOLERANCE

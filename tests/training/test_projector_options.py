@@ -25,17 +25,14 @@ RELEASE = {
 }
 
 
-@pytest.mark.parametrize(
-    "ranks, zero", [(2, "zero3"), pytest.param(1, "zero2", marks=pytest.mark.slow)]
-)
-def test_every_new_parameter_gets_a_gradient(launch, monkeypatch, tmp_path, ranks, zero):
+def test_every_new_parameter_gets_a_gradient(launch, monkeypatch, tmp_path):
     monkeypatch.setenv("RECORD", str(tmp_path / "gradients.safetensors"))
     changes = {
         "train": {"steps": 2, "warmup_steps": 0},
-        "deepspeed": f"ds_configs/{zero}.json",
+        "deepspeed": "ds_configs/zero3.json",
         "projector": RELEASE,
     }
-    process, _ = launch(ranks, changes, module=WORKER)
+    process, _ = launch(2, changes, module=WORKER)
     assert process.returncode == 0, process.stderr[-3000:]
     gradients = load_file(tmp_path / "gradients.safetensors")
     new = {name for name in gradients if "positions" in name or "token_norm" in name}

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny import ROOT, merged, run_command
+from tiny import ROOT, merged, read_state, run_command
 
 from pargo_ds.checkpoint.manifest import newest, read_manifest, verify_files
-from pargo_ds.training.survival import read_state, write_state
+from pargo_ds.training.survival import write_state
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 import yaml
-from tiny import ROOT, merged, metrics, run_command
+from tiny import ROOT, merged, metrics, read_state, run_command
 
 from pargo_ds.batch import Encoded, pack
 from pargo_ds.errors import RunBusyError
 from pargo_ds.training.bad_steps import BadSteps
-from pargo_ds.training.survival import StopRequest, first_to_fail, read_state, write_state
+from pargo_ds.training.survival import StopRequest, first_to_fail, write_state
 
 
 def launch_in_background(

@@ -83,15 +83,10 @@ class DeepSpeedFiles:
     """Data parallel ranks that wrote it."""
     step: int
     """Optimizer steps of the engine (`global_steps`)."""
-    deepspeed_version: str
     config: dict[str, Any]
     """The engine's configuration, if it was given as a mapping."""
     knows_trained: bool
     """False for ZeRO 0, where `shapes` also has the frozen parameters."""
-    master_dtype: torch.dtype
-    """Type of the stored weights: float32, or the type of the model with ZeRO 0 and bf16 master
-    weights.
-    """
 
     def __init__(self, folder: Path, tag: str | None = None) -> None:
         self.where = find_tag_folder(Path(folder), tag)
@@ -111,7 +106,6 @@ class DeepSpeedFiles:
         self._trained, self._others, self.shared = tensors.trained, tensors.others, tensors.shared
         self.shapes = {name: list(tensor.shape) for name, tensor in self._trained.items()}
         self.other_tensors = {n: Spec(t.shape, t.dtype) for n, t in self._others.items()}
-        self.master_dtype = next((tensor.dtype for tensor in self._trained.values()), torch.float32)
 
     def names(self) -> list[str]:
         """Return the names of the trained parameters in alphabetic order; tied weights have one
@@ -196,7 +190,6 @@ class DeepSpeedFiles:
         if isinstance(config, dict):
             self.config = config
         self.step, self.world_size = int(model["global_steps"]), int(model["dp_world_size"])
-        self.deepspeed_version = str(model.get("ds_version"))
         self.knows_trained = model["param_shapes"] is not None
         self.zero_stage = 0
         if self.knows_trained:

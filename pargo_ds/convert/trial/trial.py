@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ from pargo_ds.convert.zero import zero_to_hf
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import IMAGE_PLACEHOLDER, ParGoForConditionalGeneration, ParGoProcessor
 
-log = logging.getLogger("pargo_ds")
 TOLERANCE = 1e-3
 """Largest accepted difference of the logits, relative to the largest logit.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pargo_ds import distributed
+from pargo_ds.addresses import SCHEME
 from pargo_ds.data.shards import cache as caches
 from pargo_ds.data.shards import s3
 from pargo_ds.data.shards.mds import INDEX_NAME, Index, read_index
@@ -35,7 +35,6 @@ __all__ = [
 ]
 
 log = logging.getLogger("pargo_ds")
-SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True)
