@@ -54,7 +54,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="few samples: some 5 minutes on idle cores, by estimate",
+        help="few samples: 9 minutes on two idle cores, measured",
     )
     parser.add_argument(
         "--work", type=Path, default=Path("runs/bench_training"), help="folder for shards and logs"
