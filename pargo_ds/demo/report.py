@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import textwrap
@@ -19,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pargo_ds.evaluation import figures
+from pargo_ds.evaluation.figures import image_tag
 from pargo_ds.files.figures_json import figures_json
 
 MASKS = """<section><h2>The projector's masks</h2>
@@ -110,15 +110,15 @@ def render_html(report: Report) -> str:
         lead=lead,
         summary=html.escape(_answers_words(result)),
         verdict=_verdict(result["caption_loss"]),
-        losses=_image(figures.to_png(figures.loss_figure(report.curves)), "loss curves"),
+        losses=image_tag(figures.to_png(figures.loss_figure(report.curves)), "loss curves"),
         masks=_masks(report.masks),
         scenes="\n".join(_card(scene) for scene in report.scenes),
         table=_accuracy_rows(result),
-        bars=_image(
+        bars=image_tag(
             figures.to_png(figures.accuracy_figure(result["accuracy"], result["blind_accuracy"])),
             "accuracy bars",
         ),
-        captions=_image(
+        captions=image_tag(
             figures.to_png(figures.caption_figure(result["caption_loss"])), "caption loss"
         ),
         run=_facts(result["run"]),
@@ -130,12 +130,7 @@ def _masks(masks: Sequence[tuple[str, np.ndarray, str]]) -> str:
     if not masks:
         return ""
     png = figures.to_png(figures.mask_figure(masks))
-    return f"{MASKS}{_image(png, 'attention masks of the projector')}</section>"
-
-
-def _image(png: bytes, description: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
+    return f"{MASKS}{image_tag(png, 'attention masks of the projector')}</section>"
 
 
 def _png(image: Image.Image) -> bytes:
@@ -151,7 +146,7 @@ def _card(scene: ShownScene) -> str:
         if not right:
             shown += f" <span class=truth>truth: {html.escape(truth)}</span>"
         lines += f'<p><span class="q">{html.escape(question)}</span><br>{shown}</p>'
-    return f'<div class="card">{_image(_png(scene.image), "held-out scene")}{lines}</div>'
+    return f'<div class="card">{image_tag(_png(scene.image), "held-out scene")}{lines}</div>'
 
 
 def _answer(answer: str, right: bool, tag: str = "span") -> str:
@@ -172,7 +167,7 @@ def _lead(scene: ShownScene) -> str:
     head = (
         "<tr><th>question</th><th>truth</th><th>the model</th><th>the model, image hidden</th></tr>"
     )
-    return f'<div class="pair">{_image(_png(scene.image), "held-out scene")}<table>{head}{rows}</table></div>'
+    return f'<div class="pair">{image_tag(_png(scene.image), "held-out scene")}<table>{head}{rows}</table></div>'
 
 
 def _answers_words(result: Mapping[str, Any]) -> str:

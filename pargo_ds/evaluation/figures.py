@@ -6,6 +6,8 @@ matplotlib.figure is used without pyplot: no display, no global state.
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +25,12 @@ def to_png(figure: Figure, dpi: int = 130) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=dpi, facecolor="white")
     return file.getvalue()
+
+
+def image_tag(png: bytes, description: str) -> str:
+    """Return an HTML element that holds a PNG file, so that a page needs no other file."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
 
 
 def draw_losses(axes: Axes, title: str, rows: Sequence[Mapping[str, Any]]) -> None:

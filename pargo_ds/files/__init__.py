@@ -1,1 +1,1 @@
-"""Files and folders that are whole or absent, and the hashes of folders."""
+"""Files and folders that are whole or absent, the hashes of folders, and locks."""

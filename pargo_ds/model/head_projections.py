@@ -8,6 +8,12 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless all heads can be equally wide."""
+    if width % heads:
+        raise ValueError(f"projector.width {width} is not a multiple of projector.heads {heads}")
+
+
 class HeadProjections(nn.Module):
     """Query, key, value and output projections.
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .head_projections import HeadProjections
+from .head_projections import HeadProjections, check_heads
 from .patch_grid import as_grid, as_sequence, side_of
 from .projectors import Projector, ProjectorConfig
 from .token_output import TokenTable, ZeroLinear, token_output
@@ -54,10 +54,7 @@ class DAbstractorConfig(ProjectorConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if width % heads:
-            raise ValueError(
-                f"projector.width {width} is not a multiple of projector.heads {heads}"
-            )
+        check_heads(width, heads)
         self.tokens = tokens
         self.layers = layers
         self.width = width

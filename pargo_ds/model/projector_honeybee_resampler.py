@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .head_projections import HeadProjections
+from .head_projections import HeadProjections, check_heads
 from .projectors import Projector, ProjectorConfig
 from .token_output import TokenTable, token_output
 
@@ -48,10 +48,7 @@ class HoneybeeResamplerConfig(ProjectorConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if width % heads:
-            raise ValueError(
-                f"projector.width {width} is not a multiple of projector.heads {heads}"
-            )
+        check_heads(width, heads)
         self.tokens = tokens
         self.layers = layers
         self.width = width

@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import AttentionChoice, cascade_attention, partial_attention
 from .groups import PatchGroups
-from .head_projections import HeadProjections
+from .head_projections import HeadProjections, check_heads
 from .masks import (
     CASCADES,
     GROUPINGS,
@@ -91,10 +91,7 @@ class ParGoProjectorConfig(ProjectorConfig):
                 raise ValueError(
                     f"unknown projector.{option} '{value}': choose one of {', '.join(known)}"
                 )
-        if width % heads:
-            raise ValueError(
-                f"projector.width {width} is not a multiple of projector.heads {heads}"
-            )
+        check_heads(width, heads)
         if (
             min(partial_tokens, global_tokens) < 0
             or partial_tokens + global_tokens < 1

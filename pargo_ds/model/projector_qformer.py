@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .head_projections import HeadProjections
+from .head_projections import HeadProjections, check_heads
 from .projectors import Projector, ProjectorConfig
 from .token_output import TokenTable, token_output
 
@@ -50,10 +50,7 @@ class QFormerConfig(ProjectorConfig):
         **kwargs: Any,
     ) -> None:
         super().__init__(norm_eps=norm_eps, **kwargs)
-        if width % heads:
-            raise ValueError(
-                f"projector.width {width} is not a multiple of projector.heads {heads}"
-            )
+        check_heads(width, heads)
         self.tokens = tokens
         self.layers = layers
         self.width = width

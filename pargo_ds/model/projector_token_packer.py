@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .head_projections import HeadProjections
+from .head_projections import HeadProjections, check_heads
 from .patch_grid import as_grid, as_sequence, merged_side, windows
 from .projectors import Projector, ProjectorConfig
 from .token_output import token_output
@@ -40,10 +40,7 @@ class TokenPackerConfig(ProjectorConfig):
 
     def __init__(self, scale: int = 2, width: int = 1024, heads: int = 8, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if width % heads:
-            raise ValueError(
-                f"projector.width {width} is not a multiple of projector.heads {heads}"
-            )
+        check_heads(width, heads)
         self.scale = scale
         self.width = width
         self.heads = heads

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -77,6 +78,7 @@ class System:
         own = run.model_copy(update={"output": str(Path(run.output) / system)})
         self.log = own.run_dir / "benchmark.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch()
         context = multiprocessing.get_context("spawn")
         port = free_port()
         self.pipes: list[Connection] = []
@@ -124,9 +126,16 @@ class System:
             return pipe.recv()
         except EOFError:
             raise RuntimeError(
-                f"a process of {self.system} has failed; its log is {self.log}, which ends with:\n"
+                f"a process of {self.system} {self._failure()}; its log is {self.log}, which ends with:\n"
                 + self.log.read_text(errors="replace")[-2000:]
             ) from None
+
+    def _failure(self) -> str:
+        for worker in self.workers:
+            worker.join(timeout=1)
+        if any(worker.exitcode == -signal.SIGKILL for worker in self.workers):
+            return "was killed, as it is when the machine has no memory left"
+        return "has failed"
 
 
 def free_port() -> int:

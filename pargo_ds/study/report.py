@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import math
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pargo_ds.evaluation.figures import to_png
+from pargo_ds.evaluation.figures import image_tag, to_png
 from pargo_ds.files.figures_json import figures_json
 from pargo_ds.files.whole_file import write_whole
 from pargo_ds.inspection.attention_maps import attention_figure
@@ -145,16 +144,16 @@ def render_html(findings: Findings) -> str:
     own = claims(findings) or ["There is nothing to compare yet."]
     compared = ""
     if _compared(findings):
-        compared = _image(to_png(forest(findings)), "differences")
+        compared = image_tag(to_png(forest(findings)), "differences")
     return Template(PAGE).substitute(
         {key: html.escape(text) for key, text in page.items()},
         notes="".join(f"<p><b>{html.escape(note)}</b></p>" for note in findings.notes),
         claims="".join(f"<p>{html.escape(said)}</p>" for said in own),
         forest=compared,
         table=_table(*cost_table(findings)),
-        bars=_image(to_png(bars(findings)), "accuracy"),
+        bars=image_tag(to_png(bars(findings)), "accuracy"),
         groups=_table(*group_table(findings)),
-        curves=_image(to_png(figures.curve_figure(findings.curves)), "learning curves"),
+        curves=image_tag(to_png(figures.curve_figure(findings.curves)), "learning curves"),
         wins="".join(map(_card, findings.wins)) or "<p>none</p>",
         losses="".join(map(_card, findings.losses)) or "<p>none</p>",
         attention="".join(_attention(name, one) for name, one in findings.attention.items())
@@ -237,7 +236,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _card(example: Example) -> str:
     card = '<div class="card">'
     if example.image:
-        card += _image(_png(example.image), "scene")
+        card += image_tag(_png(example.image), "scene")
     card += f"<p><b>{html.escape(example.question)}</b> {html.escape(example.truth)}</p>"
     for name, answer in example.answers.items():
         right = example.right[name]
@@ -250,18 +249,13 @@ def _card(example: Example) -> str:
 def _attention(name: str, one: Attention) -> str:
     images = [Image.open(io.BytesIO(file)).convert("RGB") for file in one.images]
     figure = attention_figure(images, one.weights, one.num_partial, name)
-    return _image(to_png(figure), f"attention of {name}")
+    return image_tag(to_png(figure), f"attention of {name}")
 
 
 def _png(file: bytes) -> bytes:
     out = io.BytesIO()
     Image.open(io.BytesIO(file)).convert("RGB").save(out, "PNG")
     return out.getvalue()
-
-
-def _image(png: bytes, description: str) -> str:
-    data = base64.b64encode(png).decode()
-    return f'<img alt="{html.escape(description)}" src="data:image/png;base64,{data}">'
 
 
 def _compared(findings: Findings) -> dict[str, list[Difference]]:

@@ -9,7 +9,6 @@ cell is held by its children too, so that one whose parent was killed is waited 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -24,6 +23,7 @@ from typing import IO
 import torch
 
 from pargo_ds.errors import MachineFault, UserError
+from pargo_ds.files.lock import lock_if_possible
 from pargo_ds.files.whole_file import write_whole
 from pargo_ds.study.cell_result import result_of
 from pargo_ds.study.cells import Cell, Stage, changed_since
@@ -78,9 +78,9 @@ def run_cell(cell: Cell, size: Size, processes: int | None = None) -> None:
 class Calls:
     """Runs commands that log into the cell's log and hold its lock."""
 
-    def __init__(self, log: IO[str], lock: IO[str] | None) -> None:
+    def __init__(self, log: IO[str], lock: IO[str]) -> None:
         self.log = log
-        self.kept = () if lock is None else (lock.fileno(),)
+        self.kept = (lock.fileno(),)
 
     def __call__(self, *command: str | Path, unless: Path | None = None) -> None:
         """Run to the end. Raises as run_cell, unless the file `unless` is there then."""
@@ -166,25 +166,13 @@ def tidy(cell: Cell) -> None:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[IO[str] | None]:
-    """Hold the lock of a cell; waits for another process that has it. None where files have no
-    locks.
-    """
+def held(path: Path) -> Iterator[IO[str]]:
+    """Hold the lock of a cell; waits for another process that has it."""
     with path.open("a") as file:
-        try:
-            _lock(file, path.parent)
-        except OSError:
-            yield None
-            return
+        if not lock_if_possible(file, 0):
+            print(f"{path.parent} is being run by another process, which is waited for", flush=True)
+            lock_if_possible(file)
         yield file
-
-
-def _lock(file: IO[str], folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"{folder} is being run by another process, which is waited for", flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def command_of(study: Path, size: str, number: int, more: Sequence[str]) -> list[str]:

@@ -4,19 +4,17 @@ folder").
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import platform
 import shlex
-import time
 from pathlib import Path
 from typing import IO, Any
 
 from pargo_ds import distributed
 from pargo_ds.config import RunConfig, load_config
 from pargo_ds.errors import ConfigError, RunBusyError
+from pargo_ds.files.lock import lock_if_possible
 from pargo_ds.files.whole_file import write_whole
 from pargo_ds.settings_file import format_yaml
 
@@ -91,38 +89,22 @@ def open_run_folder(run: RunConfig) -> None:
     write_whole(path, format_yaml(run.model_dump(mode="json")))
 
 
-def lock_run_folder(run: RunConfig) -> IO[str] | None:
+def lock_run_folder(run: RunConfig) -> IO[str]:
     """Lock the run's folder for as long as the returned file is open; the system frees it, also
     after kill -9.
 
-    Two processes that train the same run would remove each other's checkpoints. None where the file
-    system has no locks (said once). Raises RunBusyError naming the holder when it does not let go
-    within a minute.
+    Two processes that train the same run would remove each other's checkpoints. Raises RunBusyError
+    naming the holder when it does not let go within a minute.
     """
     file = open(run.run_dir / LOCK, "a+")  # noqa: SIM115 (open as long as the run)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip()
-                file.close()
-                raise RunBusyError(
-                    f"{run.run_dir} is being trained by another process ({holder}); stop that one first (touch "
-                    f"{shlex.quote(str(run.run_dir / 'STOP'))}), or give this run another name"
-                ) from None
-            time.sleep(0.2)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-            log.warning(
-                "%s: the file system has no locks; do not start this run twice", run.run_dir
-            )
-            file.close()
-            return None
+    if not lock_if_possible(file, LOCK_TIMEOUT_S):
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise RunBusyError(
+            f"{run.run_dir} is being trained by another process ({holder}); stop that one first "
+            f"(touch {shlex.quote(str(run.run_dir / 'STOP'))}), or give this run another name"
+        )
     file.truncate(0)
     file.write(f"host {platform.node()}, process {os.getpid()}\n")
     file.flush()

@@ -46,6 +46,16 @@ def test_every_system_sees_each_sample_once_an_epoch(measured):
             assert turn.useful_tokens == found["ours"][0].useful_tokens
 
 
+def test_a_trainer_that_the_system_killed_is_said_to_have_been_killed(tiny_run, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_run))
+    run = run_on(tmp_path / "run.yaml", "demo", [tmp_path / "shards"], tmp_path / "out")
+    system = training_benchmark.System(run, "ours", 1)
+    system.workers[0].kill()  # as the kernel does when no memory is left
+    with pytest.raises(RuntimeError, match="of ours was killed.*benchmark.log"):
+        system.wait_until_ready()
+    system.end()
+
+
 @pytest.mark.slow
 def test_losses_are_finite_and_fall_in_every_system(measured):
     found, _ = measured

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,8 +71,6 @@ class Asker:
         price: Price,
         limit: float,
         policy: RequestPolicy,
-        *,
-        sleep: Callable[[float], Awaitable[Any]] = asyncio.sleep,
     ) -> None:
         self.endpoint, self.ledger, self.prompt = endpoint, ledger, prompt
         self.parameters, self.price, self.policy = parameters, price, policy
@@ -84,7 +82,7 @@ class Asker:
         self.input_bound = InputTokenBound(texts=sum(map(len, prompt.texts("").values())) + 4000)
         self.account = Account()
         self.response_format = prompt.schema is not None
-        self._sleep, self._rng = sleep, random.Random()
+        self._rng = random.Random()
         self._failures = 0
         self._busy: set[str] = set()
         self._turn = asyncio.Lock()
@@ -258,4 +256,4 @@ class Asker:
             self.requests.pause(found.wait_s)
             return
         longest = min(LONGEST_PAUSE_S, self.policy.pause_s * 2 ** (attempt - 1))
-        await self._sleep(self._rng.uniform(0, longest))
+        await asyncio.sleep(self._rng.uniform(0, longest))

@@ -16,7 +16,6 @@ the budget at the most that they may cost.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import json
 import os
 import time
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from pargo_ds.errors import CaptionError, MachineFault
+from pargo_ds.files.lock import lock_if_possible
 
 KINDS = ("sent", "answered", "unpaid", "unknown", "batched")
 Entry = dict[str, Any]
@@ -42,13 +42,11 @@ class Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._lock = open(folder / "lock", "w")  # noqa: SIM115  held until close
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock_if_possible(self._lock, 0):
             self._lock.close()
             raise CaptionError(
                 f"{folder} is in use by another captioner: two at once could ask for the same caption"
-            ) from error
+            )
         self._answers: dict[str, tuple[Path, int]] = {}
         self.cut: set[str] = set()
         """Requests whose answer was cut at max_tokens."""

@@ -6,7 +6,6 @@ matter: this process, one of the parts of a Slurm array, or actors of a cluster 
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import json
 import math
@@ -36,6 +35,7 @@ from pargo_ds.captioning.score.scores import ABOUT, texts_hash
 from pargo_ds.captioning.select.select import read_images
 from pargo_ds.data.images import read_image
 from pargo_ds.errors import CaptionError
+from pargo_ds.files.lock import lock_if_possible
 
 ROWS = 500
 """Captions of a file, which is whole or absent: what a kill costs at most."""
@@ -90,7 +90,7 @@ def prepare(run: RunFolder, scorers: Sequence[Scorer], plants: int) -> list[Task
         )
     run.scores.mkdir(exist_ok=True)
     with open(run.scores / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock_if_possible(lock)
         write_planted(run, plants)
         tasks = tasks_of(run)
         for scorer in scorers:

@@ -7,12 +7,9 @@ by renaming, and the index is written last. So a merge that was killed is simply
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +25,7 @@ from pargo_ds.data.building.splits import groups_of, validation_samples
 from pargo_ds.data.shards.mds import write_index
 from pargo_ds.data.sources.rejects import reject_table
 from pargo_ds.errors import BuildError
+from pargo_ds.files.lock import lock_if_possible
 from pargo_ds.files.whole_file import whole_file
 
 REJECTS, SUMMARY = "rejects.jsonl", "build.json"
@@ -64,7 +62,8 @@ def merge(out: Path, max_rejects: float | None = None) -> Merged:
         if (out / SUMMARY).is_file():
             return read_summary(out)
         raise BuildError(f"{out} holds no unfinished build; nothing to merge")
-    with _alone(work):
+    with open(work / "lock", "w") as lock:
+        lock_if_possible(lock)
         if not work.is_dir():  # another process has just merged it
             return read_summary(out)
         plan = json.loads((work / "plan.json").read_text())
@@ -97,13 +96,6 @@ def merge(out: Path, max_rejects: float | None = None) -> Merged:
 def read_summary(out: Path) -> Merged:
     """Return the account of a data set that was merged before."""
     return Merged(**json.loads((out / SUMMARY).read_text())["counts"])
-
-
-@contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    with open(work / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _all_chunks(out: Path) -> list[Path]:

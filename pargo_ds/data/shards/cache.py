@@ -9,19 +9,18 @@ restarted finds its shards again.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import socket
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 from pargo_ds.data.shards.mds import INDEX_NAME
 from pargo_ds.errors import CacheError
+from pargo_ds.files.lock import NoLocksError, lock
 
 OWNER_FILE = ".owner"
 TAKEN_FOR_S = 10
@@ -59,29 +58,28 @@ def lock_cache_dir(place: Path, run: str) -> bool:
     """Lock a folder of the cache for this process until it and its children end. Return False if
     this process has locked it before.
 
-    Raises CacheError naming the process that holds the lock.
+    Raises CacheError naming the process that holds the lock, and where files have no locks.
     """
     if (os.getpid(), place) in _held:
         return False
     place.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(place / OWNER_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    give_up_at = time.monotonic() + TAKEN_FOR_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > give_up_at:
-                owner = (
-                    os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
-                    or "another process"
-                )
-                os.close(descriptor)
-                raise CacheError(
-                    f"the cache {place} is in use by {owner}; two jobs cannot share it: give this run another name "
-                    "or another data.cache (a folder on a disk of each machine, not one that machines share)"
-                ) from None
-            time.sleep(0.2)
+    try:
+        locked = lock(descriptor, TAKEN_FOR_S)
+    except NoLocksError as error:
+        os.close(descriptor)
+        raise CacheError(
+            f"the processes of a job share the cache {place} by locks, and its file system has none; "
+            "set data.cache to a folder on a disk of each machine"
+        ) from error
+    if not locked:
+        owner = os.pread(descriptor, 1000, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise CacheError(
+            f"the cache {place} is in use by {owner or 'another process'}; two jobs cannot share it: "
+            "give this run another name or another data.cache (a folder on a disk of each machine, "
+            "not one that machines share)"
+        )
     os.ftruncate(descriptor, 0)
     os.pwrite(
         descriptor,

@@ -89,7 +89,7 @@ class Sample:
         sample = cls(**{**{name: row[name] for name in COLUMNS}, "images": images})
         problem = _structure_problem(sample)
         if problem:
-            raise SampleError(_message(sample.id, where, problem))
+            raise SampleError(f"sample {sample.id!r}: {problem}")
         return sample
 
 
@@ -157,12 +157,12 @@ def id_digest(sample_id: str) -> int:
     return xxhash.xxh64_intdigest(sample_id.encode())
 
 
-def check_sample(sample: Sample, where: str = "") -> None:
+def check_sample(sample: Sample) -> None:
     """Raise `SampleError` with the sample's id and the reason unless the sample fits the format."""
     for check in (_structure_problem, _check_images, _check_turns, _check_captions, _check_meta):
         problem = check(sample)
         if problem:
-            raise SampleError(_message(sample.id, where, problem))
+            raise SampleError(f"sample {sample.id!r}: {problem}")
 
 
 def _message(sample_id: Any, where: str, problem: str) -> str:

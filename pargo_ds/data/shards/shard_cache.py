@@ -8,18 +8,18 @@ when the process dies. So nothing has to be cleaned up after SIGKILL, and forks 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pargo_ds.data.packing.order import SHUFFLE_BLOCK
 from pargo_ds.data.shards.s3 import DOWNLOAD_LIMIT_S, never
 from pargo_ds.data.shards.shard_files import Shard
 from pargo_ds.errors import ShardError, StoreError
+from pargo_ds.files.lock import lock, unlock
 
 WAIT_LIMIT_S = DOWNLOAD_LIMIT_S + 60
 """Longest wait in seconds for a shard that another process prepares, and for room in the cache."""
@@ -134,11 +134,11 @@ class ShardCache:
         """
         self._places[0].mkdir(parents=True, exist_ok=True)
         with open(self._places[0] / ".limit.lock", "a") as file:
-            wait_until(lambda: _try_lock(file), stop, str(self._places[0]))
+            wait_until(lambda: lock(file), stop, str(self._places[0]))
             try:
                 yield
             finally:
-                fcntl.flock(file, fcntl.LOCK_UN)
+                unlock(file)
 
     def _make_room(self, needed: int) -> bool:
         """Delete shards until `needed` more bytes fit. Return False if too many shards are in
@@ -187,10 +187,10 @@ def turn(shard: Shard, stop: Callable[[], bool] = never) -> Iterator[str]:
 
     Raises ShardError after WAIT_LIMIT_S, and Stopped when `stop` returns True.
     """
-    lock = lock_file(shard.path)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+") as file:
-        waited = wait_until(lambda: _try_lock(file), stop, shard.name)
+    path = lock_file(shard.path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        waited = wait_until(lambda: lock(file), stop, shard.name)
         try:
             failure = ""
             file.seek(0)
@@ -203,8 +203,7 @@ def turn(shard: Shard, stop: Callable[[], bool] = never) -> Iterator[str]:
             file.flush()
             raise
         finally:
-            # Closing the file would not unlock it if a child that was forked meanwhile has it open.
-            fcntl.flock(file, fcntl.LOCK_UN)
+            unlock(file)
 
 
 def lock_file(path: Path) -> Path:
@@ -228,21 +227,13 @@ def wait_until(done: Callable[[], bool], stop: Callable[[], bool], name: str) ->
     return waited
 
 
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _delete_if_idle(path: Path) -> bool:
     """Delete a cached shard. Return False if its lock is held, because it is prepared or read."""
     with open(lock_file(path), "a") as file:
-        if not _try_lock(file):
+        if not lock(file):
             return False
         path.unlink(missing_ok=True)
-        fcntl.flock(file, fcntl.LOCK_UN)
+        unlock(file)
     return True
 
 
