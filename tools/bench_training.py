@@ -16,11 +16,12 @@ from pathlib import Path
 from pargo_ds.errors import UserError
 from pargo_ds.speed.training_benchmark import measure
 from pargo_ds.speed.training_data import DATA, run_on, write_data
-from pargo_ds.speed.training_rows import Row, Spread, as_json
+from pargo_ds.speed.training_rows import SYSTEMS, Row, Spread, as_json
 
 EXAMPLES = """examples:
   python tools/bench_training.py --quick --json runs/bench.json
   python tools/bench_training.py --ranks 2 --turns 5 --scenes 240
+  python tools/bench_training.py --data mix --scenes 400 --turns 1 --systems hf_trainer_grouped
   python tools/bench_training.py --set deepspeed=ds_configs/zero2.json
 """
 QUICK = {"scenes": 12, "turns": 2}
@@ -44,6 +45,10 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data", nargs="+", choices=DATA, default=list(DATA), help="data sets (default: both)"
     )
+    parser.add_argument(
+        "--systems", nargs="+", choices=SYSTEMS[1:], default=list(SYSTEMS[1:]),
+        help="trainers beside ours (default: both)",
+    )  # fmt: skip
     parser.add_argument("--ranks", type=int, help="processes (default: all GPUs, or 1 without one)")
     parser.add_argument("--turns", type=int, help="epochs of each system (default 3; quick: 2)")
     parser.add_argument(
@@ -70,12 +75,13 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     scenes = options.scenes or (QUICK["scenes"] if options.quick else 120)
     turns = options.turns or (QUICK["turns"] if options.quick else 3)
+    ranks = options.ranks or max(1, torch.cuda.device_count())
     try:
         shards = write_data(options.work / "shards", scenes)
         runs = {}
         for data in options.data:
-            runs[data] = run_on(options.run, data, shards[data], options.work, options.set)
-        rows = measure(runs, options.ranks or max(1, torch.cuda.device_count()), turns)
+            runs[data] = run_on(options.run, data, shards[data], options.work, options.set, ranks)
+        rows = measure(runs, ranks, turns, options.systems)
     except (UserError, RuntimeError) as error:
         print(f"bench_training: error: {error}", file=sys.stderr)
         return 1

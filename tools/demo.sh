@@ -26,10 +26,14 @@ fi
 [ $((2 % processes)) -eq 0 ] || settings+=(--set "batch.packs_per_step=$processes")
 
 train() { # RUN.yaml NAME
-    local port
+    local port places=(--num_gpus "$processes")
+    if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ]; then
+        # With --num_gpus the launcher would take the machine's first GPUs instead of these.
+        places=(--include "localhost:$(cut -d, -f "1-$processes" <<<"$CUDA_VISIBLE_DEVICES")")
+    fi
     port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
     # With DONE written all is saved: gloo may still abort at exit, rarely, which is no fault of the run.
-    "$python" -m deepspeed.launcher.runner --num_gpus "$processes" --master_port "$port" --module pargo_ds.train "$1" "${settings[@]}" \
+    "$python" -m deepspeed.launcher.runner "${places[@]}" --master_port "$port" --module pargo_ds.train "$1" "${settings[@]}" \
         || [ -f "runs/$2/DONE" ] || { echo "error: training stopped; see runs/$2/logs. The same command continues." >&2; exit 1; }
 }
 

@@ -65,7 +65,7 @@ def look_at_machine(device: str, looking: bool) -> Machine:
     import torch
 
     from pargo_ds.errors import ConfigError
-    from pargo_ds.planning.hardware import GPUS
+    from pargo_ds.planning.hardware import word_of_gpu
 
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}"
     if device == "cpu" or (looking and not torch.cuda.is_available()):
@@ -76,7 +76,7 @@ def look_at_machine(device: str, looking: bool) -> Machine:
             "--device cpu tries the machinery at tiny sizes"
         )
     name, ranks = torch.cuda.get_device_name(), torch.cuda.device_count()
-    word = next((word for word in GPUS if word in name.lower()), None)
+    word = word_of_gpu(name, torch.cuda.get_device_properties(0).total_memory / 2**30)
     return Machine("cuda", ranks, word, f"{ranks} x {name}, {versions}")
 
 

@@ -57,7 +57,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="copy finished cells of the same settings from another study, such as ParGo's",
     )
     parser.add_argument(
-        "--processes", type=int, metavar="N", help="of the trainer (default: GPUs, else 2)"
+        "--processes",
+        type=int,
+        metavar="N",
+        help="of the trainer (default: all GPUs, or one where cells run side by side; 2 without any)",
     )
     parser.add_argument(
         "--against", choices=("published",), help="print published rows beside the study's"

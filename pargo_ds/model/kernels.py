@@ -188,10 +188,11 @@ class _FusedPartial(torch.autograd.Function):
         out = torch.empty_like(q)
         block, dim, blocks = _sizes(q)
         grid = (blocks * q.shape[0] * q.shape[1],)
-        _forward[grid](
-            q, k, v, out, bounds, order, scale, q.shape[2], q.shape[1], blocks, longest, q.shape[3],
-            *_strides(q, k, v, out), HAS_ORDER=order is not None, BLOCK=block, DIM=dim,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):  # Triton launches on the current device
+            _forward[grid](
+                q, k, v, out, bounds, order, scale, q.shape[2], q.shape[1], blocks, longest, q.shape[3],
+                *_strides(q, k, v, out), HAS_ORDER=order is not None, BLOCK=block, DIM=dim,
+            )  # fmt: skip
         ctx.save_for_backward(q, k, v, bounds, order)
         ctx.longest, ctx.scale = longest, scale
         return out
@@ -204,11 +205,12 @@ class _FusedPartial(torch.autograd.Function):
         dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
         block, dim, blocks = _sizes(q)
         grid = (blocks * q.shape[0] * q.shape[1],)
-        _backward[grid](
-            q, k, v, dout, dq, dk, dv, bounds, order, ctx.scale,
-            q.shape[2], q.shape[1], blocks, ctx.longest, q.shape[3],
-            *_strides(q, k, v, dout, dq, dk, dv), HAS_ORDER=order is not None, BLOCK=block, DIM=dim,
-        )  # fmt: skip
+        with torch.cuda.device_of(q):  # Triton launches on the current device
+            _backward[grid](
+                q, k, v, dout, dq, dk, dv, bounds, order, ctx.scale,
+                q.shape[2], q.shape[1], blocks, ctx.longest, q.shape[3],
+                *_strides(q, k, v, dout, dq, dk, dv), HAS_ORDER=order is not None, BLOCK=block, DIM=dim,
+            )  # fmt: skip
         return dq, dk, dv, None, None, None, None
 
 

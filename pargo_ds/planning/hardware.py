@@ -79,6 +79,17 @@ def gpu_named(word: str, of_node: int = 8) -> Gpu:
     return replace(found, of_node=of_node)
 
 
+def word_of_gpu(name: str, memory_gib: float) -> str | None:
+    """Return the table's word for a GPU that calls itself `name`. None where it is not in the
+    table, which the same name with other memory is not either: a 40 GB A100, a slice of a GPU.
+    """
+    for word, gpu in GPUS.items():
+        named = re.search(rf"\b{word}\b", name.lower())
+        if named and abs(memory_gib - gpu.memory_gib) < 0.1 * gpu.memory_gib:
+            return word
+    return None
+
+
 def network_of(word: str) -> Network:
     """`400g` is 400 Gbit/s for a node, `8x400g` eight such adapters. Raises ConfigError."""
     found = re.fullmatch(r"(?:(\d+)x)?(\d+(?:\.\d+)?)g", word.lower())

@@ -67,10 +67,15 @@ class Piece:
 def pieces(machine: Machine, folder: Path) -> list[Piece]:
     """All of them, most worth first; `folder` is the report's."""
     tests = [
-        _tests("golden", "losses near the CPU's golden curve", "test_training_cuda.py", "golden"),
+        _tests(
+            "golden",
+            "losses near the CPU's golden curve",
+            "test_training_cuda.py",
+            "curve_of_the_cpu",
+        ),
         _tests("tests_packed", "packed rows of the LLM", "test_packed_attention_cuda.py"),
         _tests("tests_attention", "attention of the projector", "test_attention_cuda.py"),
-        _tests("tests_roads", "flash roads train", "test_training_cuda.py", "not golden"),
+        _tests("tests_roads", "flash roads train", "test_training_cuda.py", "flash_roads"),
     ]
     steps = [_steps(machine, folder, name, settings) for name, settings in VARIANTS.items()]
     attention = [_attention(machine, folder, size) for size in ATTENTION_SIZES]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import os
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
+
+import psutil
 
 from pargo_ds.files.whole_file import write_whole
 from pargo_ds.speed.gpu_pieces import MINUTES, Machine, Piece
@@ -44,6 +47,8 @@ def run_piece(piece: Piece, folder: Path, machine: Machine, minutes: float = MIN
     deadline, started = time.monotonic() + 60 * minutes, time.monotonic()
     log = folder / f"{piece.name}.log"
     status = 0
+    if piece.run:  # a run that is finished, or has other settings, would not be trained again
+        shutil.rmtree(folder / piece.run, ignore_errors=True)
     with log.open("w", encoding="utf-8") as output:
         for command in piece.commands:
             found = _run(command, machine, output, deadline - time.monotonic())
@@ -77,11 +82,21 @@ def _run(command: Sequence[str], machine: Machine, output: Any, seconds: float) 
     try:
         return process.wait(timeout=max(0.0, seconds))
     except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_with_children(process)
         if isinstance(error, subprocess.TimeoutExpired):
             return None
         raise
+
+
+def kill_with_children(process: subprocess.Popen) -> None:
+    """Kill a process and all below it: torchrun's workers lie in sessions of their own, where they
+    would train on.
+    """
+    first = psutil.Process(process.pid)
+    for one in [first, *first.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    process.wait()
 
 
 def run_figures(run_dir: Path) -> dict[str, float | None]:

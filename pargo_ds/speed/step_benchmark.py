@@ -58,11 +58,14 @@ def measure(
             arguments = (theirs, layers, llm, SYSTEMS[name])
             workers.append(context.Process(target=_work, args=arguments, daemon=True))
             workers[-1].start()
+            theirs.close()  # or the end of the process would not be noticed
             pipes[name].recv()  # ready
         for _ in range(turns):
             for name, pipe in pipes.items():
                 pipe.send(steps)
                 taken[name].append(pipe.recv())
+    except EOFError:
+        raise RuntimeError(f"the process of '{name}' has failed; what it said is above") from None
     finally:
         for worker in workers:
             worker.kill()
@@ -163,6 +166,8 @@ def _work(pipe: Connection, layers: int, llm: str, system: dict[str, Any]) -> No
     pipe.send("ready")
     while True:
         steps = pipe.recv()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         started = time.process_time()
         for _ in range(steps):
             micro_step()

@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -23,43 +23,49 @@ from pargo_ds.speed.training_turns import Asked, Turn, added
 
 
 def measure(
-    runs: dict[str, RunConfig], ranks: int, turns: int, say: Callable[[str], None] = print
+    runs: dict[str, RunConfig],
+    ranks: int,
+    turns: int,
+    systems: Sequence[str] = SYSTEMS,
+    say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Return the rows of each data set's run, in `turns` turns on `ranks` processes.
+    """Return the rows of each data set's run, in `turns` turns on `ranks` processes; `systems`
+    are beside ours, which is always there.
 
     Raises RuntimeError naming the log where a process of a system has failed.
     """
     rows = []
     for data, run in runs.items():
-        found, parts = turns_of(run, ranks, turns, say)
+        found, parts = turns_of(run, ranks, turns, systems, say)
         rows += rows_of(data, found, parts)
     return rows
 
 
 def turns_of(
-    run: RunConfig, ranks: int, turns: int, say: Callable[[str], None]
+    run: RunConfig, ranks: int, turns: int, others: Sequence[str], say: Callable[[str], None]
 ) -> tuple[dict[str, list[Turn]], dict[str, Turn]]:
     """Return all ranks' turns of each system, and for each one a step by part. Raises as `measure`."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes inherit it
-    found: dict[str, list[Turn]] = {system: [] for system in SYSTEMS}
+    wanted = [system for system in SYSTEMS if system == "ours" or system in others]
+    found: dict[str, list[Turn]] = {system: [] for system in wanted}
     parts = {}
     systems: dict[str, System] = {}
     try:
-        for system in SYSTEMS:
+        for system in wanted:
             systems[system] = System(run, system, ranks)
         for one in systems.values():
             one.wait_until_ready()
         for one in systems.values():
             one.turn(Asked(steps=1))  # DeepSpeed records the order of modules
         for number in range(turns):
-            for system in SYSTEMS:
+            for system in wanted:
                 turn = systems[system].turn(Asked())
                 found[system].append(turn)
                 say(
                     f"{run.name}, turn {number + 1}, {system}: {len(turn.sample_ids)} samples in {turn.seconds:.1f} s"
                     f", CPU {turn.cpu_s:.1f} s"
                 )
-        for system in SYSTEMS:
+        for system in wanted:
             parts[system] = systems[system].turn(Asked(steps=1, by_part=True))
     finally:
         for one in systems.values():

@@ -60,14 +60,23 @@ def write_data(folder: Path, scenes: int) -> dict[str, list[Path]]:
 
 
 def run_on(
-    run_file: Path, data: str, shards: list[Path], out: Path, changes: Sequence[str] = ()
+    run_file: Path,
+    data: str,
+    shards: list[Path],
+    out: Path,
+    changes: Sequence[str] = (),
+    ranks: int = 1,
 ) -> RunConfig:
     """Return the run file's run, training for ever on these shards from its published parts; it
-    saves nothing and asks no benchmark. `changes` are overrides such as `train.precision=fp32`.
+    saves nothing and asks no benchmark. `changes` are overrides such as `train.precision=fp32`. A
+    step has the run file's packs, or so many more that they divide over the ranks.
 
     Raises ConfigError as load_config does.
     """
     packs = [f"batch.tokens_per_pack={MIX_PACK}"] if data == "mix" else []
+    asked = load_config(run_file).batch.packs_per_step
+    if asked % ranks:
+        packs.append(f"batch.packs_per_step={-(-asked // ranks) * ranks}")
     return load_config(
         run_file,
         [

@@ -36,7 +36,7 @@ def result_of(cell: Cell, size: Size, asked: Path, seconds: float | None) -> dic
         answers += judged_answers(asked, name, size)
     curves = {stage.name: read_curve(stage.run.run_dir / "metrics.jsonl") for stage in cell.stages}
     device, device_name = torch.device("cpu"), f"CPU ({platform.machine()})"
-    if torch.cuda.is_available():
+    if size.road == "trainer" and torch.cuda.is_available():
         device, device_name = torch.device("cuda"), torch.cuda.get_device_name()
     run = cell.stages[0].run
     attention = None

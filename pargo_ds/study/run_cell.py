@@ -52,7 +52,8 @@ def finished(cell: Cell) -> bool:
 
 
 def run_cell(cell: Cell, size: Size, processes: int | None = None) -> None:
-    """Run what is missing of a cell. `processes`: ranks of the trainer; default: GPUs, else 2.
+    """Run what is missing of a cell. `processes`: ranks of the trainer; default: a GPU for each of
+    several cells at a time, all GPUs for a single one, 2 without any.
 
     Raises UserError for a fault that would come again, MachineFault for another one; both show the
     end of the cell's log.
@@ -63,10 +64,10 @@ def run_cell(cell: Cell, size: Size, processes: int | None = None) -> None:
             return
         started = time.perf_counter()
         resumed = any(stage.run.run_dir.exists() for stage in cell.stages)
-        calls = Calls(log, lock)
+        calls = Calls(log, lock, environment(size.road))
         for stage in cell.stages:
             if not stage.export.is_dir():
-                train(stage, size.road, processes, calls)
+                train(stage, size, processes, calls)
         ask(cell, size, calls)
         seconds = None
         if not resumed:
@@ -78,8 +79,8 @@ def run_cell(cell: Cell, size: Size, processes: int | None = None) -> None:
 class Calls:
     """Runs commands that log into the cell's log and hold its lock."""
 
-    def __init__(self, log: IO[str], lock: IO[str]) -> None:
-        self.log = log
+    def __init__(self, log: IO[str], lock: IO[str], environment: dict[str, str]) -> None:
+        self.log, self.environment = log, environment
         self.kept = (lock.fileno(),)
 
     def __call__(self, *command: str | Path, unless: Path | None = None) -> None:
@@ -87,7 +88,7 @@ class Calls:
         words = list(map(str, command))
         print("$", " ".join(words[:6]), "...", file=self.log, flush=True)
         done = subprocess.Popen(
-            words, env=environment(), stdin=subprocess.DEVNULL, stdout=self.log,
+            words, env=self.environment, stdin=subprocess.DEVNULL, stdout=self.log,
             stderr=subprocess.STDOUT, pass_fds=self.kept,
         )  # fmt: skip
         try:
@@ -103,19 +104,25 @@ class Calls:
         raise fault(f"status {done.returncode}; the end of {self.log.name}:\n{end}")
 
 
-def environment() -> dict[str, str]:
-    """Return the environment of a cell's processes: one thread each, this project importable."""
-    known = os.environ
+def environment(road: str) -> dict[str, str]:
+    """Return the environment of a cell's processes: one thread each, this project importable. What
+    trains on the CPU is asked there, too, so that a cell's times are of one device.
+    """
+    known = dict(os.environ)
+    if road == "one_process":
+        known["CUDA_VISIBLE_DEVICES"] = ""
+    if road == "one_process" or not torch.cuda.device_count():
+        known["DS_ACCELERATOR"] = "cpu"
     path = os.pathsep.join(filter(None, [str(ROOT), known.get("PYTHONPATH")]))
     return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **known, "PYTHONPATH": path}
 
 
-def train(stage: Stage, road: str, processes: int | None, call: Calls) -> None:
+def train(stage: Stage, size: Size, processes: int | None, call: Calls) -> None:
     """Train one stage and export it."""
     settings: list[str] = []
     for override in stage.overrides:
         settings += ["--set", override]
-    if road == "one_process":
+    if size.road == "one_process":
         module = [sys.executable, "-m", "pargo_ds.study.one_process"]
         call(*module, stage.run_file, *settings, "--export", stage.export)
         return
@@ -123,7 +130,8 @@ def train(stage: Stage, road: str, processes: int | None, call: Calls) -> None:
     if not done.exists():
         # With DONE written all is saved: gloo may still abort at exit, which is no fault of the
         # run.
-        call(*launcher(processes), "pargo_ds.train", stage.run_file, *settings, unless=done)
+        start = launcher(processes, size.at_a_time, torch.cuda.device_count())
+        call(*start, "pargo_ds.train", stage.run_file, *settings, unless=done)
     if not done.exists():
         raise MachineFault(
             f"{stage.run.run_dir} was stopped before its end; the same command goes on"
@@ -136,16 +144,17 @@ def train(stage: Stage, road: str, processes: int | None, call: Calls) -> None:
     call(*export)
 
 
-def launcher(processes: int | None) -> list[str]:
-    """Return DeepSpeed's launcher on this machine, as tools/demo.sh calls it."""
-    gpus = torch.cuda.device_count()
-    if not gpus:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    ranks = processes or gpus or 2
+def launcher(processes: int | None, at_a_time: int, gpus: int) -> list[str]:
+    """Return DeepSpeed's launcher on this machine with `gpus` GPUs, as tools/demo.sh calls it."""
+    ranks = processes or (min(gpus, 1) if at_a_time > 1 else gpus) or 2
+    places = ["--num_gpus", str(ranks)]
+    if gpus and (visible := os.environ.get("CUDA_VISIBLE_DEVICES")):
+        # With --num_gpus the launcher would take the machine's first GPUs instead of these.
+        places = ["--include", "localhost:" + ",".join(visible.split(",")[:ranks])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
+    start = [sys.executable, "-m", "deepspeed.launcher.runner", *places]
     return [*start, "--master_port", str(port), "--module"]
 
 

@@ -111,6 +111,21 @@ def test_fused_takes_a_slice_beside_global_tokens(dtype, device):
     )
 
 
+def test_fused_runs_on_the_gpu_of_its_tensors_and_not_on_the_current_one():
+    """As each rank of tools/evaluate.py, and serve.py --device cuda:1."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU: there is no other one than the current one")
+    groups = GROUPS["288/576"]
+    q = draw("cpu", torch.float32, 2, 288, seed=1)
+    k, v = (draw("cpu", torch.float32, 2, 576, seed=seed) for seed in (2, 3))
+    dout = draw("cpu", torch.float32, 2, 288, seed=4)
+    expected = exact(lambda *x: partial_attention(*x, groups, "dense"), q, k, v, dout)
+    on_second = [x.to("cuda:1") for x in (q, k, v, dout)]
+    with torch.cuda.device(0):
+        found = results(lambda *x: partial_attention(*x, groups, "fused"), *on_second)
+    assert_near(found, expected, torch.float32, "fused on the second GPU")
+
+
 @DTYPES
 @pytest.mark.parametrize("layer", [1, 3, 6])
 @pytest.mark.parametrize("cascade", CASCADES)

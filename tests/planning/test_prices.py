@@ -6,7 +6,7 @@ from pargo_ds.assembly.freezing import PartCount
 from pargo_ds.errors import ConfigError
 from pargo_ds.planning import memory
 from pargo_ds.planning.gathers import ZeroSizes
-from pargo_ds.planning.hardware import GPUS, Network, gpu_named, network_of
+from pargo_ds.planning.hardware import GPUS, Network, gpu_named, network_of, word_of_gpu
 from pargo_ds.planning.host import table_times
 from pargo_ds.planning.network import gather_s, total_s
 from pargo_ds.planning.schedule import StepTime
@@ -47,6 +47,22 @@ def test_a_word_that_is_no_network_or_gpu_is_refused_with_what_is_expected(word)
         network_of(word)
     with pytest.raises(ConfigError, match="expected one of a100, h100"):
         gpu_named(word)
+
+
+@pytest.mark.parametrize(
+    "name, memory_gib, word",
+    [
+        ("NVIDIA H100 80GB HBM3", 79.1, "h100"),
+        ("NVIDIA A100-SXM4-80GB", 79.2, "a100"),
+        ("NVIDIA H200", 139.7, "h200"),
+        ("NVIDIA A100-SXM4-40GB", 39.4, None),
+        ("NVIDIA GH200 480GB", 94.5, None),
+        ("NVIDIA H200 MIG 3g.71gb", 69.5, None),
+        ("Tesla V100-SXM2-32GB", 31.7, None),
+    ],
+)
+def test_a_machines_gpu_is_planned_for_only_if_the_table_describes_it(name, memory_gib, word):
+    assert word_of_gpu(name, memory_gib) == word
 
 
 def test_memory_falls_with_the_stage_and_with_ranks_and_checkpointing():

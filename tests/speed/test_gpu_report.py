@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from tiny import ROOT, run_command
 
@@ -47,6 +48,46 @@ def test_a_piece_that_fails_has_a_result_and_one_that_is_out_of_time_has_none(tm
     page = gpu_report.write_report(tmp_path, every).read_text()
     assert "Not run yet: late." in page
     assert "| bad | ? | failed, status 3:" in (tmp_path / "report.md").read_text()
+
+
+def test_a_piece_that_is_run_again_has_figures_of_this_run_only(tmp_path):
+    old = tmp_path / "steps" / "shipped"
+    old.mkdir(parents=True)
+    (old / "metrics.jsonl").write_text('{"step": 9, "loss": 1.0, "step_s": 1.0}\n')
+    piece = python("refused", "raise SystemExit(2)", run="steps/shipped")
+    assert gpu_report.run_piece(piece, tmp_path, CPU) == "failed"
+    assert json.loads((tmp_path / "refused.json").read_text())["figures"] == {}
+
+
+def test_the_end_of_a_piece_ends_workers_in_sessions_of_their_own(tmp_path):
+    sleeper = "import threading; threading.Event().wait()"
+    launcher = (  # as torchrun does
+        "import subprocess, sys\n"
+        f"worker = subprocess.Popen([sys.executable, '-c', {sleeper!r}], start_new_session=True)\n"
+        "print(worker.pid, flush=True)\nworker.wait()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(process.stdout.readline()))
+    gpu_report.kill_with_children(process)
+    psutil.wait_procs([worker], timeout=60)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_the_pieces_that_run_tests_find_all_of_them_and_none_twice(tmp_path):
+    def collected(arguments):
+        found = subprocess.run(
+            [*arguments, "--collect-only"], capture_output=True, text=True, cwd=ROOT
+        )
+        assert found.returncode == 0, found.stdout
+        return [line for line in found.stdout.splitlines() if "::" in line]
+
+    by_piece = []
+    for piece in pieces(CPU, tmp_path):
+        if "pytest" in piece.commands[0]:
+            arguments = [word for word in piece.commands[0] if word != "-s"]
+            by_piece += collected(arguments)
+    every = collected([sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"])
+    assert sorted(by_piece) == sorted(every)
 
 
 def test_figures_of_a_run_are_medians_after_its_first_steps(tmp_path):

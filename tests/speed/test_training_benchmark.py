@@ -17,7 +17,7 @@ from pargo_ds.speed import training_benchmark
 from pargo_ds.speed.hf_trainer import PaddingCollator, rows_per_batch
 from pargo_ds.speed.step_parts import PARTS, REST, split
 from pargo_ds.speed.training_data import run_on, text_samples
-from pargo_ds.speed.training_rows import as_json, rows_of
+from pargo_ds.speed.training_rows import SYSTEMS, as_json, rows_of
 from pargo_ds.speed.training_turns import Turn
 
 COUNT = 24
@@ -30,7 +30,7 @@ def measured(tiny_run, tmp_path_factory):
     write_shards(tiny_samples(COUNT), folder / "shards")
     (folder / "run.yaml").write_text(yaml.safe_dump(tiny_run))
     run = run_on(folder / "run.yaml", "demo", [folder / "shards"], folder / "out")
-    return training_benchmark.turns_of(run, 1, 2, lambda _: None)
+    return training_benchmark.turns_of(run, 1, 2, SYSTEMS, lambda _: None)
 
 
 @pytest.mark.slow
@@ -54,6 +54,14 @@ def test_a_trainer_that_the_system_killed_is_said_to_have_been_killed(tiny_run, 
     with pytest.raises(RuntimeError, match="of ours was killed.*benchmark.log"):
         system.wait_until_ready()
     system.end()
+
+
+@pytest.mark.parametrize("ranks, packs", [(1, 4), (2, 4), (3, 6), (8, 8)])
+def test_a_step_divides_over_all_gpus(tiny_run, tmp_path, ranks, packs):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tiny_run))
+    run = run_on(tmp_path / "run.yaml", "demo", [tmp_path], tmp_path / "out", (), ranks)
+    assert run.batch.packs_per_step == packs
+    run.check_ranks(ranks)
 
 
 @pytest.mark.slow
