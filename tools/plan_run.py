@@ -82,6 +82,8 @@ def above_zero(text: str) -> float:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what was asked for; 0, or 2 after one line that says what is wrong."""
+    from pargo_ds.errors import MachineFault
+
     options = parse_arguments(arguments)
     try:
         if options.residual is not None:
@@ -92,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
             sweep_runs(options)
         else:
             plan_run(options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MachineFault) as error:
         print(f"plan_run.py: error: {error}", file=sys.stderr)
         return 2
     return 0

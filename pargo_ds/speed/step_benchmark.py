@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from pargo_ds.config import RunConfig, parse_config
+from pargo_ds.errors import MachineFault
 
 SYSTEMS: dict[str, dict[str, Any]] = {
     "ZeRO-3 before": {"zero": 3, "gather": "modules", "checkpointing": "full"},
@@ -47,6 +48,8 @@ def measure(
 ) -> dict[str, HostTime]:
     """Measure each system's host time in `turns` turns of `steps` micro-steps; `llm` is frozen or
     full.
+
+    Raises MachineFault when a process fails.
     """
     context = multiprocessing.get_context("spawn")
     taken: dict[str, list[float]] = {name: [] for name in systems}
@@ -65,7 +68,7 @@ def measure(
                 pipe.send(steps)
                 taken[name].append(pipe.recv())
     except EOFError:
-        raise RuntimeError(f"the process of '{name}' has failed; what it said is above") from None
+        raise MachineFault(f"the process of '{name}' has failed; what it said is above") from None
     finally:
         for worker in workers:
             worker.kill()
