@@ -78,9 +78,13 @@ def barrier() -> None:
         dist.barrier()
 
 
-def close_process_group() -> None:
-    """Leave the process group; without it gloo's threads may abort at interpreter exit."""
-    if joined():
+def close_process_group(failed: bool = False) -> None:
+    """Leave the process group; without it gloo's threads may abort at interpreter exit.
+
+    A rank that failed does not leave a group of NCCL: ncclCommDestroy waits for the node's other
+    ranks, which may wait for this one in another collective (torchtitan's pull request 1342).
+    """
+    if joined() and not (failed and dist.get_backend() == "nccl"):
         dist.destroy_process_group()
 
 

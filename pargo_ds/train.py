@@ -195,10 +195,12 @@ def train(run: RunConfig, stop_after: int | None = None, profile_steps: int | No
     start_logging(run.run_dir)
     stop = StopRequest(run.run_dir, run.survival.stop_signal)
     distributed.run_on_all_ranks(lambda: mark_running(run.run_dir, stop))
+    failed = True
     try:
         train_on(run, settings, device, stop, stop_after, profile_steps)
+        failed = False
     finally:
-        distributed.close_process_group()
+        distributed.close_process_group(failed)
         if lock is not None:
             lock.close()
 

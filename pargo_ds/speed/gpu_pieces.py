@@ -73,6 +73,7 @@ def pieces(machine: Machine, folder: Path) -> list[Piece]:
             "test_training_cuda.py",
             "curve_of_the_cpu",
         ),
+        _tests("tests_resume", "a run is continued", "test_training_cuda.py", "continues"),
         _tests("tests_packed", "packed rows of the LLM", "test_packed_attention_cuda.py"),
         _tests("tests_attention", "attention of the projector", "test_attention_cuda.py"),
         _tests("tests_roads", "flash roads train", "test_training_cuda.py", "flash_roads"),

@@ -225,6 +225,17 @@ def start_distributed(timeout_minutes: float = 30) -> torch.device:
     return device
 
 
+def move_buffers(model: nn.Module, device: torch.device) -> None:
+    """Move all buffers of a model to `device`.
+
+    DeepSpeed moves no buffer when it finds that some weights were partitioned as they were loaded
+    (0.19.8), although vision encoder and projector were not.
+    """
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """In here a change of the whole module's dtype leaves its buffers as they are."""
@@ -259,6 +270,7 @@ def build_engine(
     applied), its layers compiled by `backend` where train.compile asks for it.
     """
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
     if gathers_layers(run, settings):
         layers = layers_to_gather(model)
@@ -269,6 +281,7 @@ def build_engine(
             settings["zero_optimization"].setdefault(key, value)
         log.info("%s", described(layers))
     optimizer = make_optimizer(parameter_groups(model, run), run, settings)
+    move_buffers(model, torch.device(get_accelerator().current_device_name()))
     with buffers_kept(model):  # in bf16 runs DeepSpeed casts the whole module
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, dist_init_required=False

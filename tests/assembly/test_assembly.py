@@ -10,7 +10,7 @@ from pargo_ds import assembly
 from pargo_ds.config import parse_config
 from pargo_ds.errors import ConfigError
 from pargo_ds.model import ParGoForConditionalGeneration
-from pargo_ds.training.engine import buffers_kept
+from pargo_ds.training.engine import buffers_kept, move_buffers
 
 GEMMA = {
     "model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
@@ -51,6 +51,18 @@ def test_in_bf16_every_weight_and_buffer_has_the_type_and_value_of_the_export(
     ]
     assert different == []
     assert any(dtype == torch.float32 for dtype, _ in here.values())  # rotary frequencies
+
+
+def test_all_buffers_go_to_the_device_of_the_rank_and_weights_stay_where_they_are(tiny_run):
+    """DeepSpeed moves none in a run whose LLM was partitioned as it was loaded; the device here is
+    one that every machine has.
+    """
+    run = parse_config(merged(tiny_run, {"vision": ENCODERS["batch norms"]}))
+    model = assembly.build_model(run, assembly.build_processor(run), None)
+    move_buffers(model, torch.device("meta"))
+    assert {buffer.device.type for buffer in model.buffers()} == {"meta"}
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+    assert any("running_mean" in name for name, _ in model.named_buffers())
 
 
 @pytest.mark.parametrize(

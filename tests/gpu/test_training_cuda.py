@@ -4,12 +4,14 @@ golden curve.
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny import merged, metrics, run_command
+from transformers import AutoConfig, AutoModelForCausalLM
 
 pytestmark = pytest.mark.gpu
 
@@ -61,6 +63,27 @@ def test_losses_lie_near_the_golden_curve_of_the_cpu(precision, launch_on_gpu):
     print(f"{precision}: largest relative difference from the CPU's curve {worst(curve):.1e}")
     assert worst(curve) < TOLERANCE[precision]
     assert sum(curve[15:20]) < 0.95 * sum(curve[:5])  # it learns
+
+
+def test_a_run_with_published_weights_continues(launch_on_gpu, tiny_run, tmp_path):
+    """Its LLM is partitioned as it is loaded, and what is not (vision encoder, projector) must be on
+    the GPU in a start without calibration, too.
+    """
+    folder = tmp_path / "llm"
+    shutil.copytree(tiny_run["llm"]["name"], folder)
+    architecture = dict(tiny_run["llm"]["architecture"])
+    config = AutoConfig.for_model(architecture.pop("model_type"), **architecture)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    changes = {
+        "vision": {"name": "test_efficientnet", "image_size": 128, "feature_norm": False},
+        "llm": {"name": str(folder), "weights": "pretrained"},
+        "train": {"steps": 4, "precision": "bf16"},
+    }
+    first, _ = launch_on_gpu(changes, "--stop-after", "2")
+    assert first.returncode == 0, first.stderr[-3000:]
+    curve, _ = losses(launch_on_gpu(changes))
+    print(f"losses of a run that was interrupted after two of four steps: {curve}")
+    assert len(curve) == 4
 
 
 @pytest.mark.parametrize(
