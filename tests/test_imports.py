@@ -9,6 +9,7 @@ tools, train.py -> study, demo, captioning, serving, planning -> inspection, lea
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,36 @@ def test_part_imports_only_what_lies_below_it(part: str) -> None:
                 wrong.append(f"{file.relative_to(ROOT)}:{line} imports {module}")
     below = ", ".join(sorted(ALLOWED[part])) or "nothing of ours but itself"
     assert not wrong, f"{part} may import {below}:\n" + "\n".join(wrong)
+
+
+def imported_files(file: Path) -> set[Path]:
+    """The files of the package that a file imports, in functions too."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        module = ROOT.joinpath(*above, *(node.module or "").split("."))
+        for alias in node.names:
+            for path in (
+                module / f"{alias.name}.py",
+                module.with_suffix(".py"),
+                module / "__init__.py",
+            ):
+                if path.is_file():
+                    found.add(path)
+                    break
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    graph = {file: imported_files(file) - {file} for file in package_files()}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        circle = " -> ".join(str(path.relative_to(ROOT)) for path in reversed(error.args[1]))
+        pytest.fail(f"these import each other: {circle}")
 
 
 def test_every_part_has_a_rule() -> None:

@@ -60,10 +60,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from pargo_ds.config import load_config
     from pargo_ds.data.shards.mds import read_samples
+    from pargo_ds.data.shards.splits import split_folders
     from pargo_ds.evaluation.exported import load_exported
     from pargo_ds.evaluation.validation import (
         question_figures,
-        split_folders,
         texts_of,
         validation_loss,
     )

@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from pargo_ds.data.shards.mds import read_samples
+from pargo_ds.data.shards.splits import split_folders
 from pargo_ds.evaluation.exported import load_exported
-from pargo_ds.evaluation.validation import split_folders
 from pargo_ds.inspection.attention_maps import attention_over_patches
 
 SCENES = "scenes"

@@ -176,8 +176,8 @@ def blind_accuracy(results: Results, size: Size) -> dict[str, float]:
     shards are here.
     """
     from pargo_ds.data.shards.mds import read_samples
+    from pargo_ds.data.shards.splits import split_folders
     from pargo_ds.evaluation.scoring import blind_answers, is_right, questions_of
-    from pargo_ds.evaluation.validation import split_folders
 
     path = Path(size.evaluation.get(SCENES, ""))
     if SCENES not in size.evaluation or not path.is_dir():
@@ -259,7 +259,7 @@ def _of_different_scenes(order: Sequence[int], results: Results) -> list[int]:
 def scene_images(size: Size, scenes: set[str]) -> dict[str, bytes]:
     """Return the files of the images of composed scenes; nothing of other benchmarks."""
     from pargo_ds.data.shards.mds import read_samples
-    from pargo_ds.evaluation.validation import split_folders
+    from pargo_ds.data.shards.splits import split_folders
 
     path = Path(size.evaluation.get(SCENES, ""))
     if SCENES not in size.evaluation or not path.is_dir() or not scenes:

@@ -9,7 +9,8 @@ import sys
 import pytest
 from tiny import ROOT, metrics, run_command
 
-from pargo_ds.evaluation.validation import split_folders, table
+from pargo_ds.data.shards.splits import split_folders
+from pargo_ds.evaluation.validation import table
 
 ASKED = {
     "accuracy": {"overall": 0.75, "by_type": {"colour": 0.5, "naming": 1.0}},

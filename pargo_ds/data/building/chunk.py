@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from pargo_ds.data.building.plan import TRAIN, VALIDATION, Plan, write_json
+from pargo_ds.data.building.plan import Plan, write_json
 from pargo_ds.data.building.splits import image_digests, in_share
 from pargo_ds.data.shards.mds import HASHES, finish_shards, shard_writer
 from pargo_ds.data.shards.schema import Sample, id_digest, pack_images
+from pargo_ds.data.shards.splits import TRAIN, VALIDATION
 from pargo_ds.data.sources import Outcome, outcomes
 from pargo_ds.files.whole_folder import folder_aside
 

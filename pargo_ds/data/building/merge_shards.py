@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pargo_ds.data.building.duplicates import Repeats
-from pargo_ds.data.building.plan import TRAIN, VALIDATION, WORK, write_json
+from pargo_ds.data.building.plan import WORK, write_json
 from pargo_ds.data.building.sample_table import SampleTable
 from pargo_ds.data.shards.mds import (
     INDEX_NAME,
@@ -25,6 +25,7 @@ from pargo_ds.data.shards.mds import (
     shard_writer,
 )
 from pargo_ds.data.shards.schema import COLUMNS, pack_images
+from pargo_ds.data.shards.splits import TRAIN, VALIDATION
 from pargo_ds.errors import BuildError
 from pargo_ds.files.whole_folder import folder_aside
 

@@ -22,7 +22,6 @@ DONE = ".built"
 """Names of two folders in OUT: the work of an unfinished build, and that of a finished build while
 it is removed.
 """
-TRAIN, VALIDATION = "train", "validation"
 BUILD_VERSION = 3
 """Version of the rules by which inputs become samples and splits. A build of another version is
 neither continued nor accepted as finished.

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pargo_ds.data.shards.schema import Sample
+from pargo_ds.data.shards.splits import split_folders
 from pargo_ds.errors import SourceError
 from pargo_ds.evaluation.benchmark import Answer, Benchmark, ImageRef, Item, Judgement, Prompt
 from pargo_ds.evaluation.benchmarks.prompts import PROMPTS
@@ -62,7 +63,6 @@ def read(source: Path, prompt: Prompt) -> list[Item]:
     """
     # Reading shards imports streaming, which takes seconds; scoring does without.
     from pargo_ds.data.shards.mds import read_samples
-    from pargo_ds.evaluation.validation import split_folders
 
     folder, _ = split_folders(source)
     samples = list(read_samples(folder))
