@@ -91,18 +91,22 @@ def choose(items: Sequence[Item], most: int) -> list[Item]:
 
 def evaluator(
     model: Any, processor: Any, slices: Sequence[Slice], section: EvaluationSection
-) -> Callable[[], dict[str, float]] | None:
-    """Return what asks all slices and returns their figures, on every rank; None without any."""
+) -> Callable[[Callable[[], None]], dict[str, float]] | None:
+    """Return what asks all slices and returns their figures, on every rank; None without any. It
+    takes what is to be called whenever a round is done.
+    """
     if not slices:
         return None
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(progress: Callable[[], None]) -> dict[str, float]:
         figures: dict[str, float] = {}
         started = time.monotonic()
+
+        def late() -> bool:
+            return time.monotonic() - started > 60 * section.minutes
+
         for part in slices:
-            answers = ask_together(
-                model, processor, part, lambda: time.monotonic() - started > 60 * section.minutes
-            )
+            answers = ask_together(model, processor, part, late, progress)
             figures |= figures_of(part, answers)
         return figures
 
@@ -110,10 +114,14 @@ def evaluator(
 
 
 def ask_together(
-    model: Any, processor: Any, part: Slice, late: Callable[[], bool]
+    model: Any,
+    processor: Any,
+    part: Slice,
+    late: Callable[[], bool],
+    progress: Callable[[], None] = lambda: None,
 ) -> dict[str, Answer]:
     """Return the answers by question, on every rank; until any rank is late, but one round at
-    least.
+    least. `progress` is called after each round.
 
     Each round is one batch a rank, and all ranks make the same number of forward passes in it. An
     image that cannot be read on any is an error on all.
@@ -127,6 +135,7 @@ def ask_together(
         batch = items_of_unit(part.items, part.units[number])
         load = distributed.run_on_all_ranks(partial(decoded, batch))
         answers = ask_batch(model, processor, batch, part.prompt, load)
+        progress()
         if number == first + rank:
             own += answers
     gathered = chain.from_iterable(distributed.gather_objects(own))

@@ -128,6 +128,8 @@ class ParGoGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an image's tokens are divided over two steps (`prefill_chunk_size`).
         """
+        if kwargs.get("past_key_values") is None and inputs_embeds is None:
+            _cut_to_the_ids(kwargs, input_ids.shape[1])
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, **kwargs
         )
@@ -287,3 +289,14 @@ def _with_prompt(found: Any, prompt: torch.Tensor) -> Any:
         copies = sequences.shape[0] // prompt.shape[0]
         sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(copies, 0)
     return found
+
+
+def _cut_to_the_ids(kwargs: dict[str, Any], length: int) -> None:
+    """Cut mask and positions to the tokens that there are. Where a rank waits for others under
+    ZeRO-3 (`synced_gpus`) transformers lets them grow, and not the tokens; with a cache it cuts
+    them itself.
+    """
+    for name in ("attention_mask", "position_ids", "cache_position"):
+        value = kwargs.get(name)
+        if isinstance(value, torch.Tensor) and value.ndim <= 2 and value.shape[-1] > length:
+            kwargs[name] = value[..., :length]

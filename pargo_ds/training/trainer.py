@@ -84,7 +84,7 @@ class Trainer:
         totals: dict[str, float],
         stop_after: int | None = None,
         profile: StepProfile | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
+        evaluate: Callable[[Callable[[], None]], dict[str, float]] | None = None,
     ) -> None:
         self.run, self.engine, self.steps, self.validation = run, engine, steps, validation
         self.position, self.saver, self.reporter, self.meter = position, saver, reporter, meter
@@ -149,6 +149,10 @@ class Trainer:
     def agree(self, next_step: NextStep, numbers: Sequence[float | torch.Tensor] = ()) -> Agreed:
         """Exchange what the ranks tell each other once a step, in one collective: `numbers` of the
         step that ended, whether to stop, and the targets of the next one.
+
+        The host waits for the update here, and it has to: nothing in DeepSpeed 0.19.8 makes ZeRO-3's
+        next gathers, on a stream of their own, wait for the weights that the update writes, unless
+        some weights are kept whole (`stage3_param_persistence_threshold`, which is 0 here).
 
         Raises on all when one could not write its part of a checkpoint.
         """
@@ -231,19 +235,22 @@ class Trainer:
         for batch in self.validation:
             inputs = self.inputs(batch)
             loss_sum += self.engine(**inputs, num_items_in_batch=1.0).loss.double()
+            self.watchdog.heartbeat()
         self.engine.train()
         targets = sum(batch.num_targets for batch in self.validation)
         total, count = distributed.gather_numbers([loss_sum, targets], self.device).sum(0).tolist()
         return total / max(1.0, count)
 
-    def evaluation(self, evaluate: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def evaluation(
+        self, evaluate: Callable[[Callable[[], None]], dict[str, float]]
+    ) -> dict[str, float]:
         """Return the figures of the benchmarks and the seconds that they took; on all ranks at
         once.
         """
         self.watchdog.heartbeat()
         started = time.perf_counter()
         self.engine.eval()
-        figures = evaluate()
+        figures = evaluate(self.watchdog.heartbeat)
         self.engine.train()
         self.watchdog.heartbeat()
         return figures | {"evaluation_s": time.perf_counter() - started}

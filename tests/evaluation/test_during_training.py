@@ -47,7 +47,9 @@ def test_the_figures_are_those_of_the_scorer_on_all_answers(model, processor, tm
     slices = read_slices(section, processor)
     evaluate = evaluator(model, processor, slices, section)
     assert evaluate is not None
-    figures = evaluate()
+    rounds: list[None] = []
+    figures = evaluate(lambda: rounds.append(None))
+    assert len(rounds) == sum(len(part.units) for part in slices)  # the watchdog hears of each one
     for part in slices:
         answers = ask_together(model, processor, part, lambda: False)
         found = score(part.benchmark, part.items, [answers[item.id] for item in part.items], 500)

@@ -162,6 +162,22 @@ def test_each_mode_answers_as_the_llm_alone_does_from_the_merged_embeddings(aske
     assert torch.equal(ours, expected)
 
 
+@pytest.mark.parametrize("mode", ["greedy", "beams", "no cache"])
+def test_a_rank_that_waits_for_the_others_gives_the_answer_that_it_had(asked, mode, monkeypatch):
+    """Under ZeRO-3 a rank whose answers have ended computes on until those of all ranks have."""
+    model, batch = asked
+    options = {"max_new_tokens": 4, **MODES[mode]}
+    expected = new_tokens(model, batch, **options)
+    rounds_of_others = iter(range(3))
+
+    def unfinished(finished, synced_gpus, **_):
+        return not finished or (synced_gpus and next(rounds_of_others, None) is not None)
+
+    monkeypatch.setattr(model, "_has_unfinished_sequences", unfinished)
+    assert torch.equal(new_tokens(model, batch, synced_gpus=True, **options), expected)
+    assert next(rounds_of_others, None) is None
+
+
 @pytest.mark.parametrize(
     "options", [{"max_new_tokens": 8}, {"generation_config": GenerationConfig(max_new_tokens=8)}]
 )
