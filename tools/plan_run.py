@@ -35,7 +35,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--disk", type=above_zero, default=2.0, metavar="GB/S", help="a node writes (default 2)")
     add(
         "--measure-host", action="store_true",
-        help="measure host time on this machine (half a minute or more) in place of the table's",
+        help="measure host time on this machine (a minute or more) in place of the table's",
     )  # fmt: skip
     add("--save", action="store_true", help="write the prediction into the run's folder: plan.json")
     add("--residual", type=Path, metavar="RUN_DIR", help="print predicted against measured")

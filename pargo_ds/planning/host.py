@@ -47,7 +47,7 @@ def table_times(mode: str) -> HostTimes:
 
 
 def measured_times(mode: str, layers: int = 8) -> HostTimes:
-    """The same measured on this machine, with a twin of few layers; about half a minute."""
+    """The same measured on this machine, with a twin of few layers; about a minute."""
     systems = [name for name in SYSTEMS if name != "plain torch"]
     found = measure(layers, "frozen" if mode == "frozen" else "full", 3, 2, systems)
     times = {name: taken.median / layers for name, taken in found.items()}
